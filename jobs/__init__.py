@@ -1,0 +1,1 @@
+"""The contract between producer and worker: formats, records, ledger, storage, settings. Knows neither of them."""

@@ -1,0 +1,1 @@
+"""What a user types: submit, watch, results, cancel. Knows `jobs` and nothing of the engine."""
