@@ -1,0 +1,94 @@
+"""Every setting of Longhaul, in one place: environment variables `LONGHAUL_*`, `.env`, or a secrets folder.
+
+Owns names, defaults and their checks. Never connects to anything.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from jobs.errors import SettingsError
+
+_SECRETS = Path("/run/secrets")
+
+#: What chat models leave at the end of an answer; everything from the first of them on is cut.
+END_MARKERS = ("<|im_end|>", "<eoa>", "</s>", "[UNUSED_TOKEN_145]", "[UNUSED_TOKEN_146]")
+
+
+class Settings(BaseSettings):
+    """One process's settings; a field `x` is read from `LONGHAUL_X` or a secret file `longhaul_x`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LONGHAUL_",
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        secrets_dir=_SECRETS if _SECRETS.is_dir() else None,
+    )
+
+    # Where things are
+    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    redis_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.{}-]{1,64}$")] = "longhaul"
+    store_url: str = "file://./longhaul-store"
+    s3_endpoint: str | None = None
+    s3_region: str = "us-east-1"
+    s3_access_key_id: SecretStr | None = None
+    s3_secret_access_key: SecretStr | None = None
+    #: Where `--local` jobs keep their objects and logs.
+    local_dir: Path = Path(".longhaul")
+
+    # Submission
+    shard_lines: Annotated[int, Field(ge=1)] = 256
+    shard_bytes: Annotated[int, Field(ge=1)] = 4 * 1024 * 1024
+    max_line_bytes: Annotated[int, Field(ge=1)] = 8 * 1024 * 1024
+    #: Shards of one model that wait in its queue beyond those being worked on.
+    backlog: Annotated[int, Field(ge=1)] = 16
+
+    # A worker
+    model: Path | None = None
+    #: The name under which jobs ask for the model; the folder's name if unset.
+    model_name: str | None = None
+    #: Devices, one engine per group: `cpu:0-1`, `npu:0,1,2,3;npu:4,5,6,7`.
+    device_groups: str = "cpu:0"
+    #: Ranks of a CPU group; an accelerator group has one rank per device.
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    max_model_len: Annotated[int, Field(ge=1)] | None = None
+    kv_cache_bytes: Annotated[int, Field(ge=1)] | None = None
+    max_num_seqs: Annotated[int, Field(ge=1)] | None = None
+    max_step_tokens: Annotated[int, Field(ge=1)] | None = None
+    #: Tokens a line may generate where neither it, its job nor the model says.
+    max_tokens: Annotated[int, Field(ge=1)] = 512
+    shards_in_flight: Annotated[int, Field(ge=1, le=64)] = 2
+    lease_seconds: Annotated[float, Field(ge=1)] = 60.0
+    reconcile_seconds: Annotated[float, Field(gt=0)] = 5.0
+    drain_seconds: Annotated[float, Field(ge=0)] = 120.0
+    engine_start_seconds: Annotated[float, Field(gt=0)] = 600.0
+    #: Times a shard is begun, and an engine restarted on it, before its missing lines become `engine_error`.
+    max_attempts: Annotated[int, Field(ge=1)] = 5
+
+    # Post-processing
+    end_markers: tuple[str, ...] = END_MARKERS
+    trim: bool = True
+
+    # Logs
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["console", "json"] = "json"
+
+    def served_model(self) -> tuple[Path, str]:
+        """The model's folder and the name that jobs ask for it by; `SettingsError` where there is none."""
+        if self.model is None:
+            raise SettingsError("no model: set LONGHAUL_MODEL to a checkpoint folder")
+        return self.model, self.model_name or self.model.resolve().name
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the settings, with `overrides` before the environment; `SettingsError` names what is wrong."""
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        wrong = "; ".join(f"LONGHAUL_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+        raise SettingsError(wrong) from error
