@@ -1,0 +1,22 @@
+"""Fixtures for all tests: real services. What each is and how it is ended stands in tests/services.py."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.services import S3, Valkey, s3_server, valkey_server
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[Valkey]:
+    """A fresh Valkey server for one test."""
+    with valkey_server(tmp_path / "valkey") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """An S3 server, one per test process: take a prefix of your own with `s3.url(prefix)`."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
