@@ -1,0 +1,165 @@
+"""The JSON of lines, in and out, as msgspec reads and writes it; each format as its shape and limits.
+
+Owns spelling alone. What a line means, and which combinations are refused, is said in `jobs.dialogue`.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+MaxTokens = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
+TopK = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+TopP = Annotated[float, msgspec.Meta(gt=0, le=1)]
+Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+StopString = Annotated[str, msgspec.Meta(min_length=1)]
+StopStrings = Annotated[tuple[StopString, ...], msgspec.Meta(max_length=64)]
+TokenIds = Annotated[
+    tuple[Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)], ...], msgspec.Meta(max_length=64)
+]
+TopLogprobs = Annotated[int, msgspec.Meta(ge=0, le=20)]
+CustomId = Annotated[str, msgspec.Meta(max_length=512)]
+
+
+class Part(msgspec.Struct, frozen=True, gc=False):
+    """OpenAI's content in parts; those that are no text are refused."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """`developer` is OpenAI's newer name of `system`."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | tuple[Part, ...]
+    tool_calls: Any = None
+    function_call: Any = None
+
+
+class Body(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A chat completion request. The `Any` fields are those of `NEUTRAL`."""
+
+    messages: tuple[Message, ...] | None = None
+    max_tokens: MaxTokens | None = None
+    max_completion_tokens: MaxTokens | None = None
+    temperature: Temperature | None = None
+    top_k: TopK | None = None
+    top_p: TopP | None = None
+    seed: Seed | None = None
+    stop: StopString | StopStrings | None = None
+    stop_token_ids: TokenIds | None = None
+    ignore_eos: bool | None = None
+    logprobs: bool | TopLogprobs | None = None
+    top_logprobs: TopLogprobs | None = None
+    n: Any = None
+    best_of: Any = None
+    stream: Any = None
+    tools: Any = None
+    functions: Any = None
+    response_format: Any = None
+    modalities: Any = None
+    audio: Any = None
+    web_search_options: Any = None
+    structured_outputs: Any = None
+    frequency_penalty: Any = None
+    presence_penalty: Any = None
+    repetition_penalty: Any = None
+    logit_bias: Any = None
+    min_p: Any = None
+
+
+class Line(Body, frozen=True, kw_only=True, gc=False):
+    """The formats that are objects: a plain request, a prompt, or OpenAI's batch line around a body."""
+
+    custom_id: CustomId | None = None
+    prompt: str | None = None
+    method: str | None = None
+    url: str | None = None
+    body: Body | None = None
+
+
+#: Fields that would change an answer's meaning if they were ignored, and the values that ask for nothing.
+NEUTRAL: tuple[tuple[str, tuple[object, ...]], ...] = (
+    ("n", (1,)),
+    ("best_of", (1,)),
+    ("stream", (False,)),
+    ("tools", ([],)),
+    ("functions", ([],)),
+    ("response_format", ({"type": "text"},)),
+    ("modalities", (["text"],)),
+    ("audio", ()),
+    ("web_search_options", ()),
+    ("structured_outputs", ()),
+    ("frequency_penalty", (0,)),
+    ("presence_penalty", (0,)),
+    ("repetition_penalty", (1,)),
+    ("logit_bias", ({},)),
+    ("min_p", (0,)),
+)
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens of one answer."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: dict[str, int]
+
+
+class Named(msgspec.Struct, frozen=True, gc=False):
+    """Of a line that may be unusable otherwise, its `custom_id` alone."""
+
+    custom_id: CustomId | None = None
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The assistant's turn."""
+
+    role: str
+    content: str
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """The one answer of a completion."""
+
+    index: int
+    message: Answer
+    logprobs: Any
+    finish_reason: str
+
+
+class Completion(msgspec.Struct, frozen=True):
+    """OpenAI's chat.completion."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: tuple[Choice, ...]
+    usage: Usage
+
+
+class Response(msgspec.Struct, frozen=True):
+    """An HTTP response as OpenAI's batches report it."""
+
+    status_code: int
+    request_id: str
+    body: Completion
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why there is no response."""
+
+    code: str
+    message: str
+
+
+class Output(msgspec.Struct, frozen=True):
+    """One output line: a response or an error."""
+
+    id: str
+    custom_id: str | None
+    response: Response | None
+    error: Failure | None
