@@ -1,1 +1,1 @@
-"""The contract between producer and worker: formats, records, ledger, storage, settings. Knows neither of them."""
+"""The contract between producer and worker: formats, records, ledger, storage. Knows neither of them."""

@@ -146,6 +146,9 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     committed_shards: int
     prompt_tokens: int
     completion_tokens: int
+    device_seconds: float
+    #: Empty while the job is wanted, else the state it is to end in.
+    outcome: str
     started_at: float | None
     finished_at: float | None
     #: What holds the job up at present, in one line.
