@@ -1,0 +1,93 @@
+"""The folder a conversion makes: written beside, marked, and renamed into place whole.
+
+Owns the record `conversion.json`, by which a finished target is known again, and the lock on an unfinished
+one. Imports no torch, so that finding the work already done is quick.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from model.errors import ConvertError
+
+_RECORD = "conversion.json"
+
+
+def describe(path: Path, **parameters: object) -> dict[str, Any]:
+    """Return what decides a conversion's result: its parameters, and the source's files by size and time."""
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    stats = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+    return {"format": 1, "parameters": parameters, "source": stats}
+
+
+def finished(target: Path, description: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the summary of the conversion that made `target`, if it was this one and every file is whole."""
+    try:
+        record = json.loads((target / _RECORD).read_text("utf-8"))
+        whole = all((target / name).stat().st_size == size for name, size in record["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return record["summary"] if whole and record.get("description") == description else None
+
+
+@contextmanager
+def written(target: Path, *, force: bool) -> Iterator[Path]:
+    """Give a new folder to write into, and rename it to `target` at the end; on an error nothing is left.
+
+    Raises ConvertError where the target exists and `force` is false, or another process is writing it.
+    """
+    if target.exists() and not force and not (target.is_dir() and not any(target.iterdir())):
+        raise ConvertError(
+            f"{target} exists and is another model or unfinished: choose another or give --force"
+        )
+    partial = target.with_name(f".{target.name}.partial")
+    lock = _locked(partial, target)
+    try:
+        for leftover in partial.iterdir():
+            leftover.unlink()
+        yield partial
+        _replace(partial, target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
+
+
+def seal(folder: Path, description: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
+    """Write the record that makes the folder a finished conversion."""
+    files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+    record = {"description": description, "summary": summary, "files": files}
+    (folder / _RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
+
+
+def _locked(partial: Path, target: Path) -> int:
+    """Lock the folder itself: the lock dies with the process, so what a killed one left can be taken over."""
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise ConvertError(f"{target.parent} can not be written: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever held it before may have renamed it away since it was opened.
+        if partial.stat().st_ino == os.fstat(lock).st_ino:
+            return lock
+    except OSError:
+        pass
+    os.close(lock)
+    raise ConvertError(f"another process is converting into {target}: wait for it")
+
+
+def _replace(partial: Path, target: Path) -> None:
+    old = target.with_name(f".{target.name}.old")
+    if target.is_dir() and any(target.iterdir()):
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
