@@ -100,7 +100,7 @@ def parse_line(raw: bytes, number: int, max_bytes: int) -> Dialogue:
     A byte-order mark in front is ignored: every file of a job may begin with one.
     """
     if len(raw) > max_bytes and len(raw.rstrip(b"\r\n")) > max_bytes:
-        raise LineError(LINE_TOO_LARGE, f"the line is over the limit of {max_bytes} bytes")
+        raise too_large(max_bytes)
     line = _decoded(raw.removeprefix(_BOM))
     if isinstance(line, tuple):
         return Dialogue(number, None, _turns(line, "$"), _UNSET)
@@ -109,6 +109,11 @@ def parse_line(raw: bytes, number: int, max_bytes: int) -> Dialogue:
     body = _batch_body(line)
     sampling = _sampling(body, "$.body").over(_sampling(line, "$"))
     return Dialogue(number, line.custom_id, _turns(body.messages, "$.body.messages"), sampling)
+
+
+def too_large(max_bytes: int) -> LineError:
+    """The refusal of a line that may never have been held whole."""
+    return LineError(LINE_TOO_LARGE, f"the line is over the limit of {max_bytes} bytes")
 
 
 def _decoded(raw: bytes) -> tuple[wire.Message, ...] | wire.Line:

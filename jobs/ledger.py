@@ -126,8 +126,12 @@ class Ledger:
         return [self.status(job_id.decode()) for job_id in ids]
 
     def cancel(self, job_id: str) -> JobState:
-        """Call a job off; its state afterwards. A job that has ended stays as it is."""
-        state = self._run("cancel", checked_job_id(job_id), JobState.CANCELLED.value)
+        """Call a job off as the user wishes; its state afterwards. A job that has ended stays as it is."""
+        return self.call_off(job_id, JobState.CANCELLED)
+
+    def call_off(self, job_id: str, outcome: JobState) -> JobState:
+        """Begin nothing more of a job, and let it end in the state `outcome`; its state now."""
+        state = self._run("call_off", checked_job_id(job_id), outcome.value)
         if state is None:
             raise UnknownJobError(f"no job {job_id} in the ledger at {self._place}")
         return JobState(state.decode())

@@ -1,0 +1,78 @@
+"""The leases that a worker holds, renewed until each is given up.
+
+Owns the renewing thread, and says of each lease whether it was lost or its job called off. Takes no decision.
+"""
+
+import threading
+from dataclasses import dataclass, field
+
+import structlog
+
+from jobs.errors import LedgerError
+from jobs.ledger import Claim, Lease, Ledger
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeldLease:
+    """A claim as it stands: the flags are set by the renewing thread."""
+
+    claim: Claim
+    lost: threading.Event = field(default_factory=threading.Event)
+    called_off: threading.Event = field(default_factory=threading.Event)
+
+
+class LeaseKeeper:
+    """Renews every held lease four times in its length."""
+
+    def __init__(self, ledger: Ledger, lease_seconds: float) -> None:
+        self._ledger = ledger
+        self._seconds = lease_seconds
+        self._held: set[HeldLease] = set()
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
+
+    def start(self) -> None:
+        """Begin renewing."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop renewing; what is still held runs out."""
+        self._ended.set()
+        self._thread.join()
+
+    def hold(self, claim: Claim) -> HeldLease:
+        """Renew from now on."""
+        lease = HeldLease(claim)
+        if claim.outcome:
+            lease.called_off.set()
+        with self._lock:
+            self._held.add(lease)
+        return lease
+
+    def give_up(self, lease: HeldLease) -> None:
+        """Renew no more."""
+        with self._lock:
+            self._held.discard(lease)
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._seconds / 4):
+            with self._lock:
+                held = tuple(self._held)
+            for lease in held:
+                try:
+                    self._renew(lease)
+                except LedgerError as error:
+                    log.warning("leases not renewed", reason=str(error), held=len(held))
+                    break  # the others would fail alike; the next round is soon
+
+    def _renew(self, lease: HeldLease) -> None:
+        found = self._ledger.renew(lease.claim, self._seconds)
+        if found is Lease.LOST:
+            log.warning("lease lost", job=lease.claim.ref.job, shard=lease.claim.ref.shard)
+            lease.lost.set()
+            self.give_up(lease)
+        elif found is Lease.CALLED_OFF:
+            lease.called_off.set()
