@@ -38,7 +38,8 @@ sys.meta_path.insert(0, Absent())
 for name in {names!r}:
     module = importlib.import_module(name)
     for found in pkgutil.walk_packages(getattr(module, "__path__", []), name + "."):
-        importlib.import_module(found.name)
+        if not found.name.endswith(".__main__"):
+            importlib.import_module(found.name)
 """
 
 
