@@ -41,11 +41,14 @@ class CustomIds:
         with ExitStack() as files:
             runs = []
             for number in range(_BUCKETS):
+                rows = self._repeated_rows(number)
+                if (first := next(rows, None)) is None:
+                    continue
                 run = self._folder / f"repeated-{number}"
                 with run.open("wb") as file:
-                    file.writelines(self._repeated_rows(number))
-                if run.stat().st_size:
-                    runs.append(map(_fields, files.enter_context(run.open("rb"))))
+                    file.write(first)
+                    file.writelines(rows)
+                runs.append(map(_fields, files.enter_context(run.open("rb"))))
             for line, custom_id in heapq.merge(*runs):
                 yield line, msgspec.json.decode(custom_id, type=str)
 
@@ -67,6 +70,8 @@ class CustomIds:
 
     def _spill(self) -> None:
         for number, bucket in enumerate(self._buckets):
+            if not bucket:
+                continue
             with self._spill_file(number).open("ab") as file:
                 file.write(bucket)
             bucket.clear()

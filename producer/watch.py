@@ -30,20 +30,21 @@ def follow_with_bar(statuses: Iterator[JobStatus], console: Console) -> JobStatu
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} lines"),
+        TextColumn("{task.fields[lines]}"),
         TextColumn("{task.fields[failed]} failed"),
         TextColumn("{task.fields[pace]}"),
-        TextColumn("[yellow]{task.fields[problem]}", markup=True),
+        TextColumn("{task.fields[problem]}", style="yellow", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as progress:
         pace = Pace()
-        task = progress.add_task("", total=None, failed=0, pace="", problem="")
+        task = progress.add_task("", total=None, lines="", failed=0, pace="", problem="")
         for status in statuses:
             progress.update(
                 task,
                 description=status.state,
                 total=status.spec.lines,
                 completed=status.done_lines,
+                lines=f"{status.done_lines}/{status.spec.lines} lines",
                 failed=status.failed,
                 pace=pace.text(status),
                 problem=status.problem or "",
