@@ -78,7 +78,7 @@ def convert(  # noqa: PLR0917 - typer passes them by name
         int,
         typer.Option(parser=_parse_size, metavar="SIZE", help="Largest file of weights: 500MB, 2GB, 2GiB."),
     ] = "2GB",  # type: ignore[assignment]
-    force: Annotated[bool, typer.Option("--force", help="Replace TARGET, whatever it is.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the model that TARGET holds.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")] = False,
 ) -> None:
     """Make a folder of sharded safetensors, with config and tokenizer, that the engine can run.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 
 from model.convert import shards, sources, target
 from model.convert.checkpoint import Checkpoint, LazyTensor, cast
@@ -40,6 +41,8 @@ class Conversion:
 def run(conversion: Conversion, progress: Progress) -> dict[str, Any]:
     """Convert, and return a summary that JSON can hold. Raises ModelError."""
     started = time.monotonic()
+    if conversion.source.resolve() == conversion.target.resolve():
+        raise ConvertError(f"{conversion.target} is the source itself: choose another place")
     description = target.describe(
         conversion.source,
         layout=conversion.layout,
@@ -54,8 +57,8 @@ def run(conversion: Conversion, progress: Progress) -> dict[str, Any]:
     with target.written(conversion.target, force=conversion.force) as folder:
         try:
             count = _write(checkpoint, tensors, folder, conversion.shard_size, _counter(progress, total))
-        except OSError as error:
-            raise ConvertError(f"{folder} can not be written: {error.strerror or error}") from error
+        except (OSError, SafetensorError) as error:
+            raise ConvertError(f"{conversion.target} can not be written: {error}") from error
         summary = {
             "architecture": checkpoint.config["architectures"][0],
             "dtype": _name(_dtype(tensors)),

@@ -39,19 +39,20 @@ def finished(target: Path, description: Mapping[str, Any]) -> dict[str, Any] | N
 def written(target: Path, *, force: bool) -> Iterator[Path]:
     """Give a new folder to write into, and rename it to `target` at the end; on an error nothing is left.
 
-    Raises ConvertError where the target exists and `force` is false, or another process is writing it.
+    Raises ConvertError where the target is no model folder, is one and `force` is false, or is being written
+    by another process.
     """
-    if target.exists() and not force and not (target.is_dir() and not any(target.iterdir())):
-        raise ConvertError(
-            f"{target} exists and is another model or unfinished: choose another or give --force"
-        )
+    _require_replaceable(target, force=force)
     partial = target.with_name(f".{target.name}.partial")
     lock = _locked(partial, target)
     try:
         for leftover in partial.iterdir():
             leftover.unlink()
         yield partial
-        _replace(partial, target)
+        try:
+            _replace(partial, target)
+        except OSError as error:
+            raise ConvertError(f"{target} can not be put into place: {error.strerror}") from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -64,6 +65,17 @@ def seal(folder: Path, description: Mapping[str, Any], summary: Mapping[str, Any
     files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
     record = {"description": description, "summary": summary, "files": files}
     (folder / _RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
+
+
+def _require_replaceable(target: Path, *, force: bool) -> None:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not (target / "config.json").is_file():
+        raise ConvertError(f"{target} is not a model folder: choose another place")
+    if not force:
+        raise ConvertError(
+            f"{target} holds another model: choose another place, or give --force to replace it"
+        )
 
 
 def _locked(partial: Path, target: Path) -> int:
