@@ -23,8 +23,8 @@ from producer.embedded import embedded_valkey
 from producer.errors import LocalError, ModelError
 from producer.processes import Child
 
-#: Beyond the worker's own drain, for its engine to end.
-_STOP_SECONDS = 15.0
+#: For the worker to hand back what it has and to end its engine.
+_STOP_SECONDS = 25.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +81,9 @@ def local_fleet(
                 "LONGHAUL_MODEL": str(checkpoint),
                 "LONGHAUL_MODEL_NAME": name,
                 "LONGHAUL_DEVICE_GROUPS": groups or all_cpus(),
+                "LONGHAUL_LOG_FORMAT": "json",
+                # It is stopped when the job has ended or is not wanted: there is nothing to wait for.
+                "LONGHAUL_DRAIN_SECONDS": "0",
             },
             _folder=folder,
         )

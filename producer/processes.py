@@ -11,7 +11,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
+
 from producer.errors import LocalError
+
+_TAIL_BYTES = 64 * 1024
+_WORDS = 500
 
 #: Has the kernel send SIGTERM when we die of something that leaves us no time, and becomes the child. It is
 #: a program of its own because code between fork and exec is not safe in a process with threads.
@@ -60,11 +65,9 @@ class Child:
         return self._process.poll() is None
 
     def death(self) -> LocalError:
-        """What to tell when it has ended by itself: its last words and where the others are."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        """What to tell when it has ended by itself: why, and where it wrote more."""
         return LocalError(
-            f"the {self.name} ended with status {self._process.poll()}: {last[:500]}",
+            f"the {self.name} ended with status {self._process.poll()}: {last_words(self.log)}",
             f"its log is {self.log}",
         )
 
@@ -77,3 +80,23 @@ class Child:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+
+def last_words(log: Path) -> str:
+    """Why a program ended: the last reason among the structured records of its log, else its last line."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines()]
+    for line in reversed(lines):
+        if (reason := _reason(line)) is not None:
+            return reason[:_WORDS]
+    return next((line[:_WORDS] for line in reversed(lines) if line), "it said nothing")
+
+
+def _reason(line: str) -> str | None:
+    try:
+        record = msgspec.json.decode(line)
+    except msgspec.DecodeError:
+        return None
+    reason = record.get("reason") if isinstance(record, dict) else None
+    return reason if isinstance(reason, str) else None
