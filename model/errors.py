@@ -14,7 +14,7 @@ class ConfigError(ModelError):
 
 
 class CheckpointError(ModelError):
-    """A model folder is incomplete or damaged: no config, a truncated file, a missing or mis-shaped tensor."""
+    """A model folder is incomplete or damaged: no config, a truncated file, a missing tensor."""
 
     code = "invalid_checkpoint"
 
@@ -52,7 +52,7 @@ class PromptTooLong(RequestError):  # noqa: N818
 
 
 class InvalidMessages(RequestError):  # noqa: N818
-    """A message list can not become a prompt: an unknown role, no text, or the checkpoint's template refuses it."""
+    """A message list can not become a prompt: an unknown role, no text, or refused by the template."""
 
 
 class TokenizerError(CheckpointError):

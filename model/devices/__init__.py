@@ -1,0 +1,102 @@
+"""One file per kind of device behind one small interface. Adding a device is adding a file and a line here.
+
+A device is a module: its functions take tensors and own no state. It never sees requests, schedules or files.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from model.batch import AttentionMetadata
+from model.config import DeviceName, DTypeName
+
+
+class CacheShape(NamedTuple):
+    """What a layer's cache holds, whatever the layout."""
+
+    num_blocks: int
+    block_size: int
+    kv_heads: int
+    head_dim: int
+
+
+class LayerCache(NamedTuple):
+    """One layer's keys and values, in the device's own layout."""
+
+    keys: Tensor
+    values: Tensor
+
+
+#: [tokens, in] → [tokens, out]: a weight in the form that the device multiplies fastest.
+Projection = Callable[[Tensor], Tensor]
+
+
+class Attend(Protocol):
+    """Attention of one step, prepared once and called in each layer."""
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, cache: LayerCache) -> Tensor:
+        """Write this step's keys and values to the cache, then attend causally to all of each sequence's.
+
+        query [tokens, heads, head_dim]; key and value [tokens, kv_heads, head_dim].
+        Returns [tokens, heads * head_dim].
+        """
+        ...
+
+
+class Device(Protocol):
+    """What the engine asks of a device."""
+
+    #: Backend for torch.distributed that carries both host integers and device tensors.
+    BACKEND: str
+
+    def place(self, local_rank: int) -> torch.device:
+        """Where rank `local_rank` keeps its tensors."""
+        ...
+
+    def set_threads(self, num_threads: int | None, world: int) -> None:
+        """Bound the host threads of this process, one of `world` that share the machine."""
+        ...
+
+    def dtype(self, asked: DTypeName, stored: DTypeName) -> torch.dtype:
+        """The dtype to compute in, where the checkpoint has `stored`."""
+        ...
+
+    def spare_bytes(self, world: int) -> int:
+        """Memory that one of `world` ranks may take for its cache after the weights are loaded."""
+        ...
+
+    def projection(self, weight: Tensor, bias: Tensor | None) -> Projection:
+        """Prepare weight [out, in] and bias [out]."""
+        ...
+
+    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """RMSNorm over the last dimension: x / sqrt(mean(x²) + eps) in float32, cast back, times weight."""
+        ...
+
+    def add_norm(self, residual: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Add delta to residual in place and return the RMSNorm of the sum."""
+        ...
+
+    def rotate(self, heads: Tensor, cos: Tensor, sin: Tensor) -> None:
+        """Half-split rotary in place: heads [tokens, heads, head_dim]; cos, sin [tokens, head_dim / 2]."""
+        ...
+
+    def gate(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up of [tokens, 2 * columns], gate first → [tokens, columns]."""
+        ...
+
+    def allocate_cache(self, shape: CacheShape, dtype: torch.dtype, where: torch.device) -> LayerCache:
+        """An empty cache of one layer."""
+        ...
+
+    def attention(self, metadata: AttentionMetadata, kv_heads: int, where: torch.device) -> Attend:
+        """Prepare the attention of one step."""
+        ...
+
+
+def load_device(name: DeviceName) -> Device:
+    """The module of a device, imported only when it is asked for."""
+    return cast(Device, import_module(f"model.devices.{name}"))

@@ -1,0 +1,241 @@
+"""The CPU: the reference of the device interface, in plain torch, and fast enough to be used.
+
+The cache is [blocks, kv_heads, block_size, head_dim], so that a block's keys of one head are one matrix.
+"""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own custom
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.batch import AttentionMetadata
+from model.config import DTypeName
+from model.devices import Attend, CacheShape, LayerCache, Projection
+
+BACKEND = "gloo"
+
+Ints = NDArray[np.signedinteger[Any]]
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def place(local_rank: int) -> torch.device:  # noqa: ARG001 - one host, whatever the rank
+    """Host memory."""
+    return torch.device("cpu")
+
+
+def set_threads(num_threads: int | None, world: int) -> None:
+    """An equal part of the CPUs that this process may use."""
+    torch.set_num_threads(num_threads or max(1, len(os.sched_getaffinity(0)) // world))
+
+
+def dtype(asked: DTypeName, stored: DTypeName) -> torch.dtype:
+    """As asked or stored; float16 is chosen only if asked for, since CPUs multiply it many times slower."""
+    if asked == "auto":
+        asked = "bfloat16" if stored == "float16" else stored
+    return _DTYPES[asked]
+
+
+def spare_bytes(world: int) -> int:
+    """Half of the memory that is available now, shared by the ranks."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    available = next(line for line in lines if line.startswith("MemAvailable:"))
+    return int(available.split()[1]) * 1024 // 2 // world
+
+
+def projection(weight: Tensor, bias: Tensor | None) -> Projection:
+    """torch's linear."""
+    return lambda x: F.linear(x, weight, bias)
+
+
+def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm."""
+    return F.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+def add_norm(residual: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Addition in place, then RMSNorm."""
+    return F.rms_norm(residual.add_(delta), residual.shape[-1:], weight, eps)
+
+
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Half-split rotary in place."""
+    first, second = heads.chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    turned = (first * cos).addcmul_(second, sin, value=-1)
+    second.mul_(cos).addcmul_(first, sin)
+    first.copy_(turned)
+
+
+def gate(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up."""
+    gates, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gates).mul_(up)
+
+
+def allocate_cache(shape: CacheShape, dtype: torch.dtype, where: torch.device) -> LayerCache:
+    """Zeros that take no memory before they are written: numpy's are calloc's, torch's are written at once.
+
+    Not just anything, for attention reads past a sequence's end and weighs what it finds by zero.
+    """
+
+    def zeros() -> Tensor:
+        pages = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
+        blocks, size, kv_heads, head_dim = shape
+        return torch.from_numpy(pages).view(dtype).view(blocks, kv_heads, size, head_dim).to(where)
+
+    return LayerCache(zeros(), zeros())
+
+
+def attention(metadata: AttentionMetadata, kv_heads: int, where: torch.device) -> Attend:
+    """Prepare one step."""
+    return _PagedAttention(metadata, kv_heads, where)
+
+
+class _PagedAttention:
+    """Decoded tokens visit the cache's blocks in place; chunks of prompts go through flash attention."""
+
+    def __init__(self, metadata: AttentionMetadata, kv_heads: int, where: torch.device) -> None:
+        self.num_decodes = metadata.num_decodes
+        blocks, offsets = np.divmod(metadata.slot_mapping[:, None], metadata.block_size)
+        rows = (blocks * kv_heads + np.arange(kv_heads)) * metadata.block_size + offsets
+        #: Rows of [blocks * kv_heads * block_size, head_dim] that this step writes.
+        self.rows = torch.from_numpy(rows.ravel()).to(where)
+        self.visit = _BlockVisit(metadata) if self.num_decodes else None
+        self.chunks = [
+            _Chunk(start, end, torch.from_numpy(table[: -(-context // metadata.block_size)]), context)
+            for start, end, context, table in zip(
+                metadata.query_starts[:-1].tolist(),
+                metadata.query_starts[1:].tolist(),
+                metadata.context_lens.tolist(),
+                metadata.block_tables,
+                strict=True,
+            )
+        ][self.num_decodes :]
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, cache: LayerCache) -> Tensor:
+        """See `Attend`."""
+        head_dim = query.shape[-1]
+        for stored, new in ((cache.keys, key), (cache.values, value)):
+            stored.view(-1, head_dim).index_copy_(0, self.rows, new.reshape(-1, head_dim))
+        out = torch.empty(query.shape, dtype=query.dtype)
+        if self.visit:
+            out[: self.num_decodes] = self.visit.attend(query[: self.num_decodes], cache)
+        for chunk in self.chunks:
+            own = slice(chunk.start, chunk.end)
+            out[own] = chunk.attend(query[own], key[own], value[own], cache)
+        return out.flatten(1)
+
+
+class _BlockVisit:
+    """Attention of single tokens over blocks where they lie, without gathering keys and values.
+
+    The few queries are gathered per block instead. Each block yields a part of a softmax, and the parts of a
+    sequence are added up under their common maximum. Blocks that lie too scattered are gathered after all.
+    """
+
+    def __init__(self, metadata: AttentionMetadata) -> None:
+        size = metadata.block_size
+        contexts = metadata.context_lens[: metadata.num_decodes]
+        counts = -(-contexts // size)
+        columns = np.arange(metadata.block_tables.shape[1])
+        used = columns < counts[:, None]
+        blocks = metadata.block_tables[: metadata.num_decodes][used]
+        owners = np.repeat(np.arange(metadata.num_decodes), counts)
+        lengths = np.minimum(contexts[:, None] - columns * size, size)[used]
+        first, last = int(blocks.min()), int(blocks.max()) + 1
+        in_place = last - first <= 2 * len(blocks)
+        #: The visited blocks: a range of the cache as it lies, with others' blocks in between, or a list.
+        self.span: slice | Tensor = slice(first, last) if in_place else torch.from_numpy(blocks)
+        places: Ints = blocks - first if in_place else np.arange(len(blocks))
+        num_visited = int(places.max()) + 1
+        #: The sequence of each visited block; others' blocks go to one too many, whose result is dropped.
+        self.owners = torch.from_numpy(_scattered(num_visited, places, owners, metadata.num_decodes))
+        #: The visited blocks of each sequence, padded with one too many, [sequences, blocks].
+        by_sequence = np.full(used.shape, num_visited)
+        by_sequence[used] = places
+        self.by_sequence = torch.from_numpy(by_sequence)
+        outside = np.arange(size) >= _scattered(num_visited, places, lengths, 0)[:, None]
+        self.bias = torch.zeros(num_visited, 1, 1, size)
+        self.bias.masked_fill_(torch.from_numpy(outside)[:, None, None], torch.finfo(torch.float32).min)
+
+    def attend(self, query: Tensor, cache: LayerCache) -> Tensor:
+        """[sequences, heads, head_dim] → the same."""
+        keys, values = cache.keys[self.span], cache.values[self.span]
+        visited, kv_heads, size, head_dim = keys.shape
+        group = query.shape[1] // kv_heads
+        scaled = F.pad(query.flatten(1) * head_dim**-0.5, (0, 0, 0, 1))
+        per_block = scaled.index_select(0, self.owners).view(-1, group, head_dim)
+        scores = torch.bmm(per_block, keys.view(-1, size, head_dim).transpose(1, 2))
+        scores = scores.view(visited, kv_heads, group, size).float().add_(self.bias)
+        weights = scores.sub_(self._maxima(scores)[..., None]).exp_()
+        partial = torch.bmm(weights.view(-1, group, size).to(values.dtype), values.view(-1, size, head_dim))
+        sequences = len(query) + 1
+        sums = torch.zeros(sequences, kv_heads, group).index_add_(0, self.owners, weights.sum(-1))
+        out = torch.zeros(sequences, kv_heads, group, head_dim)
+        out.index_add_(0, self.owners, partial.view(visited, kv_heads, group, head_dim).float())
+        return out.div_(sums[..., None])[:-1].flatten(1, 2).to(query.dtype)
+
+    def _maxima(self, scores: Tensor) -> Tensor:
+        """Scores [visited, kv_heads, group, size] → the largest of each block's sequence, without size."""
+        by_block = F.pad(scores.amax(-1), (0, 0, 0, 0, 0, 1), value=-torch.inf)
+        by_sequence = by_block[self.by_sequence].amax(1)
+        return F.pad(by_sequence, (0, 0, 0, 0, 0, 1)).index_select(0, self.owners)
+
+
+def _scattered(size: int, places: Ints, values: Ints, default: int) -> Ints:
+    """A vector with these values at these places."""
+    vector = np.full(size, default, np.int64)
+    vector[places] = values
+    return vector
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """A piece of one prompt: attends to itself causally and, if it is not the first, to the cache before."""
+
+    start: int
+    end: int
+    blocks: Tensor
+    context: int
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, cache: LayerCache) -> Tensor:
+        """query [tokens, heads, head_dim] → the same; memory is linear in the context, no mask is built."""
+        tokens, heads, head_dim = query.shape
+        kv_heads = key.shape[1]
+        # As [kv_heads, group, tokens, head_dim], where keys and values repeat over the group without a copy.
+        grouped = query.view(tokens, kv_heads, -1, head_dim).permute(1, 2, 0, 3)
+        group = grouped.shape[1]
+        own, weight = _flash(
+            grouped,
+            key.transpose(0, 1)[:, None].expand(-1, group, -1, -1),
+            value.transpose(0, 1)[:, None].expand(-1, group, -1, -1),
+            causal=True,
+        )
+        past = self.context - tokens
+        if past:
+            stacked = grouped.reshape(1, kv_heads, group * tokens, head_dim)
+            before, before_weight = _flash(stacked, *(self._past(part, past) for part in cache), causal=False)
+            share = torch.sigmoid(before_weight.view(weight.shape) - weight)[..., None]
+            own = own.float().lerp(before.reshape(own.shape).float(), share)
+        return own.permute(2, 0, 1, 3).reshape(tokens, heads, head_dim)
+
+    def _past(self, stored: Tensor, past: int) -> Tensor:
+        """The first `past` keys or values of the sequence, [1, kv_heads, past, head_dim]."""
+        return stored.index_select(0, self.blocks).transpose(0, 1).flatten(1, 2)[None, :, :past]
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> tuple[Tensor, Tensor]:
+    """Flash attention over [batch, heads, tokens, head_dim] and the log of each row's softmax sum.
+
+    torch's public function keeps that log to itself; it is what lets two parts of one softmax be combined.
+    """
+    out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal)
+    return out, log_sum

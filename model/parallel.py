@@ -1,0 +1,96 @@
+"""Tensor parallelism: which slice of the model a rank owns, and the few messages between ranks.
+
+Heads, MLP columns and vocabulary rows are split (Megatron-LM, arXiv 1909.08053): two all-reduces a layer.
+It never starts or ends a process: that is `ranks.py`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """What rank `rank` of `world` owns of one model."""
+
+    rank: int
+    world: int
+    #: Query heads [first, last).
+    heads: tuple[int, int]
+    #: Key/value heads [first, last); shared between ranks where there are fewer of them than ranks.
+    kv_heads: tuple[int, int]
+    #: Columns of the MLP [first, last).
+    mlp: tuple[int, int]
+    #: Rows of the padded vocabulary [first, last).
+    vocab: tuple[int, int]
+
+    @classmethod
+    def of(cls, config: ModelConfig, rank: int, world: int) -> "Shard":
+        """Split a model. Raises ConfigError where the world size does not divide it."""
+        for what, count in (
+            ("attention heads", config.num_heads),
+            ("MLP columns (intermediate_size)", config.intermediate_size),
+        ):
+            if count % world:
+                raise ConfigError(f"tensor_parallel_size {world} does not divide the model's {count} {what}")
+        kv_heads = config.num_kv_heads
+        if kv_heads % world and world % kv_heads:
+            raise ConfigError(
+                f"tensor_parallel_size {world} and the model's {kv_heads} kv heads do not divide"
+            )
+        first_kv = rank * kv_heads // world
+        return cls(
+            rank=rank,
+            world=world,
+            heads=_part(config.num_heads, rank, world),
+            kv_heads=(first_kv, first_kv + max(1, kv_heads // world)),
+            mlp=_part(config.intermediate_size, rank, world),
+            vocab=_part(-(-config.vocab_size // world) * world, rank, world),
+        )
+
+    @property
+    def num_heads(self) -> int:
+        """Query heads of this rank."""
+        return self.heads[1] - self.heads[0]
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key/value heads of this rank."""
+        return self.kv_heads[1] - self.kv_heads[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The ranks as one: collectives over the default process group, which a group of one does without."""
+
+    rank: int = 0
+    world: int = 1
+
+    def all_reduce(self, partial: Tensor) -> Tensor:
+        """Sum over the ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(partial)
+        return partial
+
+    def gather_columns(self, part: Tensor) -> Tensor | None:
+        """Rank 0 gets the ranks' [rows, columns] side by side, the others None."""
+        if self.world == 1:
+            return part
+        parts = [torch.empty_like(part) for _ in range(self.world)] if self.rank == 0 else None
+        dist.gather(part, parts, dst=0)
+        return torch.cat(parts, dim=-1) if parts else None
+
+    def broadcast(self, values: Tensor) -> Tensor:
+        """Every rank gets rank 0's values, in place."""
+        if self.world > 1:
+            dist.broadcast(values, src=0)
+        return values
+
+
+def _part(total: int, rank: int, world: int) -> tuple[int, int]:
+    return rank * total // world, (rank + 1) * total // world

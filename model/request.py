@@ -1,0 +1,136 @@
+"""What goes into the engine and what comes out: SamplingParams, Request, Completion. Imports no torch.
+
+It owns the validation of parameters that needs no model; what depends on the model is `Engine.add`'s.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from model.errors import InvalidParams
+
+FinishReason = Literal["stop", "length", "abort"]
+
+MAX_LOGPROBS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How one request is sampled and when it ends.
+
+    Temperature comes first, then top_k, then top_p over what top_k left. `seed` makes the request
+    reproducible, alone and in any batch. Raises InvalidParams.
+    """
+
+    #: Tokens to generate at most.
+    max_tokens: int = 256
+    #: 0 is greedy.
+    temperature: float = 1.0
+    #: Sample from the k likeliest tokens; 0 is all.
+    top_k: int = 0
+    #: Sample from the likeliest tokens whose probabilities add up to this.
+    top_p: float = 1.0
+    #: None draws a fresh one.
+    seed: int | None = None
+    #: Strings that end the text; the text is cut before the first of them.
+    stop: tuple[str, ...] = ()
+    #: Token ids that end the answer besides the model's own.
+    stop_token_ids: tuple[int, ...] = ()
+    #: Generate past the model's own end tokens.
+    ignore_eos: bool = False
+    #: Log-probabilities of the sampled token and of this many of the likeliest; None is none at all.
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", _as_tuple("stop", self.stop))
+        object.__setattr__(self, "stop_token_ids", _as_tuple("stop_token_ids", self.stop_token_ids))
+        _require(
+            _is_int(self.max_tokens) and self.max_tokens >= 1,
+            "max_tokens",
+            self.max_tokens,
+            "an integer >= 1",
+        )
+        _require(
+            _is_number(self.temperature) and self.temperature >= 0,
+            "temperature",
+            self.temperature,
+            "a number >= 0",
+        )
+        _require(
+            _is_int(self.top_k) and self.top_k >= 0, "top_k", self.top_k, "an integer >= 0, 0 for all tokens"
+        )
+        _require(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "a number in (0, 1]")
+        _require(self.seed is None or _is_int(self.seed), "seed", self.seed, "an integer")
+        _require(
+            all(isinstance(text, str) and text for text in self.stop),
+            "stop",
+            self.stop,
+            "a list of non-empty strings",
+        )
+        _require(
+            all(_is_int(token) and token >= 0 for token in self.stop_token_ids),
+            "stop_token_ids",
+            self.stop_token_ids,
+            "a list of token ids",
+        )
+        _require(isinstance(self.ignore_eos, bool), "ignore_eos", self.ignore_eos, "true or false")
+        _require(
+            self.logprobs is None or (_is_int(self.logprobs) and 0 <= self.logprobs <= MAX_LOGPROBS),
+            "logprobs",
+            self.logprobs,
+            f"an integer from 0 to {MAX_LOGPROBS}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One prompt to continue. The id is the caller's and unique among unfinished requests."""
+
+    id: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """Log-probabilities, natural and before temperature and truncation, at one generated position."""
+
+    token_id: int
+    logprob: float
+    #: The likeliest tokens with their log-probabilities, best first.
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """The answer to one request."""
+
+    request_id: str
+    #: All generated tokens, the one that ended the answer included.
+    token_ids: tuple[int, ...]
+    #: Decoded without control tokens, cut before a stop string; empty if the model folder has no tokenizer.
+    text: str
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] | None
+    prompt_tokens: int
+    #: Prompt tokens whose keys and values were found in the cache.
+    cached_tokens: int
+
+
+def _as_tuple(name: str, value: object) -> tuple[object, ...]:
+    if not isinstance(value, list | tuple):
+        raise InvalidParams(f"{name} must be a list, not {value!r}")
+    return tuple(value)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _require(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise InvalidParams(f"{name} must be {expected}, not {value!r}")

@@ -1,0 +1,79 @@
+"""The one decoder of the whole family, on one rank: a step's packed tokens → logits of the sampled rows."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.batch import Batch
+from model.devices import CacheShape, LayerCache
+from model.layers import MLP, Attention, Embedding, Head, Loader
+from model.parallel import Group
+from model.rope import cos_sin, token_bases
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One block of the decoder."""
+
+    attention_norm: Tensor
+    attention: Attention
+    mlp_norm: Tensor
+    mlp: MLP
+
+
+class Decoder:
+    """Pre-norm decoder with RMSNorm, rotary positions, grouped-query attention and a gated MLP."""
+
+    def __init__(self, load: Loader, group: Group) -> None:
+        """Read this rank's weights. Raises CheckpointError naming a tensor that is missing or mis-shaped."""
+        config, family = load.config, load.config.family
+        self.config = config
+        self.device = load.device
+        self.where = load.where
+        self.dtype = load.checkpoint.dtype
+        self.num_kv_heads = load.shard.num_kv_heads
+        embedding = load.vocabulary(family.embedding)
+        self.embedding = Embedding(embedding, load.shard, group)
+        self.layers = [
+            Layer(
+                attention_norm=load.vector(family.attention_norm.format(layer)),
+                attention=Attention(load, layer, group),
+                mlp_norm=load.vector(family.mlp_norm.format(layer)),
+                mlp=MLP(load, layer, group),
+            )
+            for layer in range(config.num_layers)
+        ]
+        self.final_norm = load.vector(family.final_norm)
+        head = embedding if config.tied_head else load.vocabulary(family.head)
+        self.head = Head(head, config.vocab_size, load.device, group)
+
+    def allocate_cache(self, num_blocks: int, block_size: int) -> list[LayerCache]:
+        """An empty paged cache, one entry per layer."""
+        config = self.config
+        shape = CacheShape(num_blocks, block_size, self.num_kv_heads, config.head_dim)
+        return [self.device.allocate_cache(shape, self.dtype, self.where) for _ in self.layers]
+
+    @torch.inference_mode()
+    def __call__(self, batch: Batch, caches: list[LayerCache], block_size: int) -> Tensor | None:
+        """Float32 logits [rows, vocab_size] of `batch.logit_rows` on rank 0, None on the others."""
+        cos, sin = self._rotation(batch)
+        attend = self.device.attention(batch.attention_metadata(block_size), self.num_kv_heads, self.where)
+        norm, add_norm, eps = self.device.norm, self.device.add_norm, self.config.norm_eps
+        residual = self.embedding(torch.from_numpy(batch.token_ids).to(self.where))
+        x = norm(residual, self.layers[0].attention_norm, eps)
+        next_norms = [*(layer.attention_norm for layer in self.layers[1:]), self.final_norm]
+        for layer, cache, next_norm in zip(self.layers, caches, next_norms, strict=True):
+            x = add_norm(residual, layer.attention(x, cos, sin, attend, cache), layer.mlp_norm, eps)
+            x = add_norm(residual, layer.mlp(x), next_norm, eps)
+        if len(batch.logit_rows) == 0:
+            return x.new_empty((0, self.config.vocab_size), dtype=torch.float32)
+        return self.head(x[torch.from_numpy(batch.logit_rows).to(self.where)])
+
+    def _rotation(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the step's tokens in the decoder's dtype, [tokens, head_dim / 2]."""
+        rope, head_dim = self.config.rope, self.config.head_dim
+        bases = token_bases(rope, head_dim, batch.positions, batch.token_prompt_lens)
+        positions = torch.from_numpy(batch.positions).to(self.where)
+        cos, sin = cos_sin(rope, head_dim, positions, torch.from_numpy(bases).to(self.where))
+        return cos.to(self.dtype), sin.to(self.dtype)

@@ -1,0 +1,131 @@
+"""Safetensors on disk → the tensors that one rank needs, read by slices and checked against the config.
+
+It knows files, names and shapes; what is done with a tensor is the decoder's.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.errors import CheckpointError
+from model.parallel import Shard
+
+_INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows [first, last) of the tensor called `name`, which has `total` rows in the checkpoint."""
+
+    name: str
+    first: int
+    last: int
+    total: int
+
+
+class Checkpoint:
+    """The tensors of a model folder by name. Files are mapped, so only what is read is loaded."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        """Open every shard. Raises CheckpointError naming the file that is missing or damaged."""
+        self.folder = folder
+        self.dtype = dtype
+        self._files: dict[str, Any] = {}
+        for path in _shards(folder):
+            try:
+                file: Any = safe_open(path, framework="pt")
+            except FileNotFoundError:
+                raise CheckpointError(f"{path} is missing, though {_INDEX} names it") from None
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{path} is truncated or damaged ({error}); copy it again") from None
+            self._files.update(dict.fromkeys(file.keys(), file))
+
+    def vector(self, name: str, size: int) -> Tensor:
+        """A whole tensor of shape [size]."""
+        vector: Tensor = self._slice(name, (size,))[:]
+        return vector.to(self.dtype)
+
+    def rows(self, parts: Sequence[Rows], columns: int | None = None) -> Tensor:
+        """The parts one under another: [rows, columns], or [rows] of vectors without `columns`."""
+        shape = () if columns is None else (columns,)
+        return torch.cat(
+            [
+                self._slice(part.name, (part.total, *shape))[part.first : part.last].to(self.dtype)
+                for part in parts
+            ]
+        )
+
+    def columns(self, name: str, shape: tuple[int, int], first: int, last: int) -> Tensor:
+        """Columns [first, last) of a tensor of this shape."""
+        part: Tensor = self._slice(name, shape)[:, first:last]
+        return part.to(self.dtype).contiguous()
+
+    def _slice(self, name: str, shape: tuple[int, ...]) -> Any:
+        file = self._files.get(name)
+        if file is None:
+            raise CheckpointError(f"{self.folder} has no tensor {name}, which its config.json calls for")
+        view = file.get_slice(name)
+        if tuple(view.get_shape()) != shape:
+            raise CheckpointError(
+                f"tensor {name} in {self.folder} has shape {view.get_shape()}, "
+                f"but config.json calls for {list(shape)}"
+            )
+        return view
+
+
+def _shards(folder: Path) -> list[Path]:
+    index = folder / _INDEX
+    if not index.exists():
+        paths = sorted(folder.glob("*.safetensors"))
+        if not paths:
+            raise CheckpointError(
+                f"{folder} holds no .safetensors; convert the checkpoint with `model convert`"
+            )
+        return paths
+    try:
+        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise CheckpointError(f"{index} is not an index of safetensors; copy it again") from None
+
+
+def qkv_rows(config: ModelConfig, shard: Shard, layer: int) -> list[Rows]:
+    """Where this rank's query, key and value rows of a layer lie, in the order of the merged projection.
+
+    Names come without `.weight` or `.bias`: `Rows` are the same for both.
+    """
+    names = [name.format(layer) for name in config.family.qkv]
+    if len(names) == 1:
+        return _packed_rows(names[0], config, shard)
+    dim = config.head_dim
+    heads = (shard.heads, shard.kv_heads, shard.kv_heads)
+    totals = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+    return [
+        Rows(name, first * dim, last * dim, total * dim)
+        for name, (first, last), total in zip(names, heads, totals, strict=True)
+    ]
+
+
+def _packed_rows(name: str, config: ModelConfig, shard: Shard) -> list[Rows]:
+    """InternLM2's wqkv: per kv head its group's query heads, then k, then v."""
+    group = config.num_heads // config.num_kv_heads
+    dim, stride = config.head_dim, group + 2
+    total = config.num_kv_heads * stride * dim
+
+    def head_rows(first: int, count: int = 1) -> Rows:
+        return Rows(name, first * dim, (first + count) * dim, total)
+
+    kv_heads = range(*shard.kv_heads)
+    per_kv_head = shard.num_heads // shard.num_kv_heads
+    offset = shard.heads[0] % group  # inside the group, where ranks share a kv head
+    return [
+        *(head_rows(kv * stride + offset, per_kv_head) for kv in kv_heads),
+        *(head_rows(kv * stride + group) for kv in kv_heads),
+        *(head_rows(kv * stride + group + 1) for kv in kv_heads),
+    ]
