@@ -147,7 +147,7 @@ def submit(
         end, kept = _run_locally(settings, order, store, groups, json=json)
     else:
         client = Client(settings)
-        submission = _submitted(client, order)
+        submission = _submitted(client, order, warn_unserved=True)
         if not wait:
             typer.echo(as_json(submission_fields(submission.spec)) if json else submission.spec.id)
             return
@@ -233,14 +233,14 @@ def _run_locally(
 ) -> tuple[JobStatus, Store]:
     folder = None if order.model is None else Path(order.model)
     with local_fleet(settings, model=folder, store=store, groups=groups) as fleet:
-        job = _submitted(fleet.client, replace(order, model=fleet.model)).spec.id
+        job = _submitted(fleet.client, replace(order, model=fleet.model), warn_unserved=False).spec.id
         with fleet.worker() as worker:
             statuses = while_alive(fleet.client.watch(job), worker)
             end = _ended(statuses, json=json, interrupted=f"{job} is being stopped")
         return end, fleet.client.store
 
 
-def _submitted(client: Client, order: Order) -> Submission:
+def _submitted(client: Client, order: Order, *, warn_unserved: bool) -> Submission:
     """Submit, and say what might surprise."""
     submission = client.submit(order)
     spec = submission.spec
@@ -249,6 +249,8 @@ def _submitted(client: Client, order: Order) -> Submission:
         say(unusable_lines(submission.unusable, spec.rejected))
     if submission.delay:
         warn(f"the job waits until a worker finds it: {submission.delay}")
+    if warn_unserved and not submission.served:
+        warn(f"no living worker serves {spec.model}: the job waits for one")
     return submission
 
 

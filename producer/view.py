@@ -16,6 +16,7 @@ _STATE_STYLES: Mapping[JobState, str] = {
     JobState.EXPIRED: "yellow",
 }
 _ANSWER_CHARS = 160
+_JOB_ID_CHARS = 26
 
 
 def status_fields(status: JobStatus) -> dict[str, object]:
@@ -90,11 +91,11 @@ def status_table(status: JobStatus) -> Table:
 def jobs_table(statuses: Iterable[JobStatus]) -> Table:
     """Jobs, one a row."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("job", "state", "model"):
+    table.add_column("job", min_width=_JOB_ID_CHARS, no_wrap=True)  # must be whole, to be copied
+    for name in ("state", "model"):
         table.add_column(name, no_wrap=True)
     for name in ("lines", "done", "failed"):
         table.add_column(name, justify="right")
-    table.add_column("submitted", no_wrap=True)
     table.add_column("source", overflow="ellipsis", no_wrap=True)
     for status in statuses:
         spec = status.spec
@@ -105,7 +106,6 @@ def jobs_table(statuses: Iterable[JobStatus]) -> Table:
             str(spec.lines),
             str(status.done_lines),
             str(status.failed),
-            _moment(spec.created_at),
             Text(spec.source),
         )
     return table

@@ -83,7 +83,7 @@ def follow_as_json(statuses: Iterator[JobStatus], console: Console) -> JobStatus
 
 
 class Pace:
-    """How fast a job goes since it was first looked at."""
+    """How fast a job goes since it was first seen at work."""
 
     def __init__(self) -> None:
         self._first: tuple[float, int, int] | None = None
@@ -92,6 +92,8 @@ class Pace:
         """Generated tokens per second, and the time left, as far as they are known."""
         now, lines, tokens = time.monotonic(), status.done_lines, status.completion_tokens
         if self._first is None:
+            if status.started_at is None:
+                return ""
             self._first = (now, lines, tokens)
         since, lines_before, tokens_before = self._first
         seconds = max(now - since, 1e-6)
