@@ -53,7 +53,7 @@ $(DEMO_MODEL)/config.json: | $(READY)
 
 demo: $(READY) $(DEMO_MODEL)/config.json ## Summarize examples/dialogues.jsonl on this machine with a small real model
 	@mkdir -p $(dir $(DEMO_OUTPUT))
-	@$(BIN)/producer submit $(DEMO_INPUT) --local --model $(DEMO_MODEL) --output $(DEMO_OUTPUT)
+	@$(BIN)/producer submit $(DEMO_INPUT) --local --model $(DEMO_MODEL) --max-tokens 96 --output $(DEMO_OUTPUT)
 
 test: $(READY) ## Run every test
 	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -p no:valkey -q -n $(JOBS) $(ARGS)

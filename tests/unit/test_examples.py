@@ -11,7 +11,7 @@ from jobs.dialogue import Dialogue, parse_line
 
 FILE = Path(__file__).parents[2] / "examples" / "dialogues.jsonl"
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
-INSTRUCTION = re.compile(r"^(Summarize the following |请)")
+INSTRUCTION = re.compile(r"^Provide a concise, objective summary of |^请用不超过三句话")
 
 
 def kind(raw: bytes) -> str:
@@ -34,7 +34,7 @@ def dialogues(lines: list[bytes]) -> list[Dialogue]:
 def test_every_line_is_taken_and_asks_for_a_summary(dialogues: list[Dialogue]) -> None:
     assert len(dialogues) >= 28
     for dialogue in dialogues:
-        instruction, _, document = dialogue.messages[-1].content.partition("\n\n")
+        instruction, _, document = "\n\n".join(turn.content for turn in dialogue.messages).partition("\n\n")
         assert INSTRUCTION.match(instruction), f"line {dialogue.line}: {instruction!r}"
         length = len(CHINESE.findall(document)) or len(document.split())
         assert 80 <= length <= 500, f"line {dialogue.line} has {length} words or characters"
