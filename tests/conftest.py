@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.models import small_model
 from tests.services import S3, Valkey, s3_server, valkey_server
 
 
@@ -20,3 +21,9 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     """An S3 server, one per test process: take a prefix of your own with `s3.url(prefix)`."""
     with s3_server(tmp_path_factory.mktemp("s3")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The small real model, in InternLM2 layout."""
+    return small_model()

@@ -73,7 +73,7 @@ def _build(options: EngineOptions) -> "Engine":
 def _versions() -> dict[str, str]:
     import torch  # noqa: PLC0415 - as above
 
-    return {"torch": torch.__version__, "python": sys.version.split()[0]}
+    return {"torch": str(torch.__version__), "python": sys.version.split()[0]}
 
 
 def _read(stream: BinaryIO, inbox: "queue.SimpleQueue[ToEngine | None]") -> None:

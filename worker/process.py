@@ -168,7 +168,7 @@ def _stop_when_hopeless(station: Station) -> None:
 
 def _drain_when_orphaned() -> None:
     """Standard input is the supervisor's pipe: it ends when the supervisor does, however that dies."""
-    while sys.stdin.buffer.read(1024):
+    while os.read(sys.stdin.fileno(), 1024):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 

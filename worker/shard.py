@@ -84,6 +84,8 @@ class _Shard:
         self._ref = claim.ref
         self._keys = JobKeys(claim.ref.job)
         self._device_seconds = 0.0
+        #: Lines that this epoch got from the engine.
+        self._generated = 0
 
     def run(self) -> None:
         """Finish the shard, or leave it so that another can."""
@@ -94,6 +96,7 @@ class _Shard:
                 lines=committed.lines,
                 failed=committed.failed,
                 tokens=committed.completion_tokens,
+                generated=self._generated,
             )
         except LeaseLostError as error:
             log.warning("shard left to its new owner", reason=str(error))
@@ -137,6 +140,8 @@ class _Shard:
     def _missing(self, shard: Shard, lines: dict[int, bytes]) -> Iterator[dialogue.Dialogue]:
         """The dialogues of the shard that `lines` lacks; what can not be read is put there as an error."""
         store, limit = self._station.store, self._station.settings.max_line_bytes
+        if len(lines) >= shard.lines:
+            return  # nothing to read, and a line that was refused for its length is not to be read
         data = self._patiently(partial(store.get_range, self._keys.input, shard.offset, shard.length))
         for number, raw in enumerate(data.split(b"\n")[: shard.lines], start=shard.first_line):
             if number in lines:
@@ -167,6 +172,7 @@ class _Shard:
     def _checkpoint(self, batch: list[ResultLine]) -> None:
         outputs = {result.number: result.output for result in batch}
         self._patiently(partial(self._station.ledger.checkpoint, self._claim, outputs))
+        self._generated += len(batch)
         self._device_seconds += self._station.devices * sum(result.engine_seconds for result in batch)
 
     def _fail_missing(

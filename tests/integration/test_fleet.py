@@ -1,0 +1,144 @@
+"""The whole way of a job with real parts: Valkey over TCP, an S3 server, worker processes, the real small model."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from jobs.dialogue import Sampling
+from jobs.ledger import Ledger
+from jobs.records import JobKeys, JobState, ShardRef
+from jobs.settings import Settings
+from jobs.storage import Store
+from producer.client import Client
+from producer.submission import Order
+from tests.fleet import Worker, running_worker, wait_for_job
+from tests.services import S3, Valkey, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+LINES, SHARD_LINES, LEASE_SECONDS = 32, 8, 3
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a test's fleet meets."""
+
+    settings: Settings
+    environment: dict[str, str]
+    folder: Path
+
+    def worker(self, name: str, groups: str) -> "Iterator[Worker]":
+        return running_worker(  # type: ignore[return-value]
+            self.folder / f"{name}.log", {**self.environment, "LONGHAUL_DEVICE_GROUPS": groups}
+        )
+
+
+@pytest.fixture
+def place(valkey: Valkey, s3: S3, smollm2: Path, tmp_path: Path) -> Place:
+    environment = {
+        **s3.environment,
+        "LONGHAUL_REDIS_URL": valkey.url,
+        "LONGHAUL_STORE_URL": s3.url(tmp_path.name),
+        "LONGHAUL_MODEL": str(smollm2),
+        "LONGHAUL_LEASE_SECONDS": str(LEASE_SECONDS),
+        "LONGHAUL_RECONCILE_SECONDS": "0.5",
+        "LONGHAUL_SHARD_LINES": str(SHARD_LINES),
+        "LONGHAUL_KV_CACHE_BYTES": str(256 * 1024 * 1024),
+    }
+    fields = {key.removeprefix("LONGHAUL_").lower(): value for key, value in environment.items()}
+    return Place(Settings(**fields), environment, tmp_path)  # type: ignore[arg-type]
+
+
+def write_input(path: Path) -> None:
+    """Dialogues whose answers end one after another, so that a kill always finds some done and some not."""
+    with path.open("w") as file:
+        for number in range(1, LINES + 1):
+            line = {
+                "custom_id": f"d{number}",
+                "messages": [{"role": "user", "content": f"Tell a story about {number} sheep."}],
+                "max_tokens": 4 + 12 * (number % SHARD_LINES),
+                "ignore_eos": True,
+            }
+            file.write(json.dumps(line) + "\n")
+
+
+def submit(client: Client, path: Path) -> str:
+    return client.submit(Order(sources=(str(path),), sampling=Sampling(temperature=0.0))).spec.id
+
+
+def assert_exactly_once(client: Client, store: Store, job_id: str) -> list[dict[str, object]]:
+    """Every line once, in order, as the manifest counts them."""
+    output = [json.loads(line) for line in client.results(job_id)]
+    assert [line["custom_id"] for line in output] == [f"d{number}" for number in range(1, LINES + 1)]
+    assert len({line["id"] for line in output}) == LINES
+    assert all(line["error"] is None for line in output)
+    for number, line in enumerate(output, start=1):
+        assert line["response"]["body"]["usage"]["completion_tokens"] == 4 + 12 * (number % SHARD_LINES)
+    keys = JobKeys(job_id)
+    manifest = json.loads(store.get(keys.manifest))
+    totals = manifest["totals"]
+    assert (totals["lines"], totals["succeeded"], totals["failed"], totals["not_run"]) == (LINES, LINES, 0, 0)
+    assert [part["shard"] for part in manifest["parts"]] == list(range(LINES // SHARD_LINES))
+    for part in manifest["parts"]:
+        data = store.get(keys.part(part["shard"]))
+        assert part["sha256"] == hashlib.sha256(data).hexdigest()
+    assert store.size(keys.success) == 0
+    return output
+
+
+def test_a_worker_killed_half_way_loses_nothing_and_repeats_nothing(place: Place, valkey: Valkey) -> None:
+    path = place.folder / "input.jsonl"
+    write_input(path)
+    client, store = Client(place.settings), Store.open(place.settings)
+    with place.worker("first", "cpu:0") as first, place.worker("second", "cpu:1") as second:
+        first.wait_for("worker ready")
+        second.wait_for("worker ready")
+        job_id = submit(client, path)
+        shard = wait_for_a_shard_half_done(client.ledger, valkey, job_id, first.name)
+        first.sigkill()
+        kept = len(client.ledger.checkpoints(shard))
+        status = wait_for_job(
+            client.ledger, job_id, lambda status: status.state.final, seconds=300, what="the job's end"
+        )
+        begun = {(event["shard"], event["epoch"]): event for event in second.events("shard begun")}
+        committed = {(event["shard"], event["epoch"]): event for event in second.events("shard committed")}
+    assert status.state is JobState.COMPLETED
+    assert (status.succeeded, status.failed, status.checkpointed) == (LINES, 0, 0)
+    assert_exactly_once(client, store, job_id)
+    # The survivor took the shard over under the next epoch and asked its engine for the missing lines alone.
+    assert 0 < kept < SHARD_LINES
+    assert begun[shard.shard, 2]["found"] == kept
+    assert committed[shard.shard, 2]["generated"] == SHARD_LINES - kept
+    assert nothing_left_behind(valkey)
+    client.close()
+
+
+def wait_for_a_shard_half_done(ledger: Ledger, valkey: Valkey, job_id: str, owner: str) -> ShardRef:
+    """A shard of this worker with some of its lines checkpointed, but not all."""
+    found: list[ShardRef] = []
+
+    def look() -> bool:
+        for number in range(LINES // SHARD_LINES):
+            ref = ShardRef(job_id, number)
+            holder = valkey.client().hget(f"longhaul:shard:{ref}", "owner") or b""
+            if holder.decode().startswith(owner) and 0 < len(ledger.checkpoints(ref)) < SHARD_LINES - 2:
+                found.append(ref)
+        return bool(found)
+
+    wait_until(look, seconds=120, what=f"a shard of {owner} to be half done")
+    return found[0]
+
+
+def nothing_left_behind(valkey: Valkey) -> bool:
+    """No lease, no due shard, no checkpoint, no open shard: only the job, the workers and the broker's own."""
+    keys = {key.decode() for key in valkey.client().keys("longhaul:*")}
+    ours = {
+        key for key in keys if not key.startswith(("longhaul:queue:", "longhaul:_kombu", "longhaul:unacked"))
+    }
+    left = {key for key in ours if key.split(":")[1] not in {"job", "jobs", "models", "workers"}}
+    assert not left, left
+    return True

@@ -1,0 +1,24 @@
+"""The small real model for tests: SmolLM2-135M-Instruct in InternLM2 layout, made once and kept beside the demo's."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parents[1] / ".longhaul" / "models" / "smollm2-135m"
+
+
+def small_model() -> Path:
+    """The checkpoint's folder; several test processes may ask at once, one converts."""
+    FOLDER.parent.mkdir(parents=True, exist_ok=True)
+    with (FOLDER.parent / ".tests-lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(
+            [Path(sys.executable).with_name("model"), "convert", "smollm2", FOLDER, "--layout", "internlm2"],
+            check=True,
+            capture_output=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            timeout=300,
+        )
+    return FOLDER
