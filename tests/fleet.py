@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import psutil
 
 from jobs.ledger import Ledger
 from jobs.records import JobStatus
+from jobs.settings import Settings
+from jobs.storage import Store
+from producer.client import Client
 from tests.services import end, kill, spawn, tail, wait_until
 
 Event = dict[str, Any]
@@ -68,6 +72,53 @@ class Worker:
             child.send_signal(signal.SIGKILL)
         kill(self.process)
         wait_until(lambda: not _lives(engine), seconds=30, what="the engine to follow its worker")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a test's fleet meets: Redis, a store, a model, and a folder for logs."""
+
+    environment: dict[str, str]
+    folder: Path
+
+    @classmethod
+    def at(cls, folder: Path, *, redis: str, store: str, model: Path, **more: str) -> "Place":
+        """Settings that suit tests: short leases, small shards, a small cache; `more` in their plain names."""
+        given = {
+            "redis_url": redis,
+            "store_url": store,
+            "model": str(model),
+            "lease_seconds": "3",
+            "reconcile_seconds": "0.5",
+            "shard_lines": "8",
+            "kv_cache_bytes": str(256 * 1024 * 1024),
+            **more,
+        }
+        return cls({f"LONGHAUL_{name.upper()}": value for name, value in given.items()}, folder)
+
+    @property
+    def settings(self) -> Settings:
+        """The same for this process."""
+        fields = {key.removeprefix("LONGHAUL_").lower(): value for key, value in self.environment.items()}
+        return Settings(**fields)  # type: ignore[arg-type]
+
+    @property
+    def store(self) -> Store:
+        """The store the fleet shares."""
+        return Store.open(self.settings)
+
+    @contextmanager
+    def client(self) -> Iterator[Client]:
+        """A producer."""
+        client = Client(self.settings)
+        yield client
+        client.close()
+
+    def worker(self, groups: str = "cpu:0", name: str = "worker") -> AbstractContextManager[Worker]:
+        """`worker up`, logging to `<name>.log`."""
+        return running_worker(
+            self.folder / f"{name}.log", {**self.environment, "LONGHAUL_DEVICE_GROUPS": groups}
+        )
 
 
 def _lives(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""The small real model for tests: SmolLM2-135M-Instruct in InternLM2 layout, made once and kept beside the demo's."""
+"""The small real model for tests: SmolLM2-135M-Instruct in InternLM2 layout, made once, the demo's own."""
 
 import fcntl
 import os

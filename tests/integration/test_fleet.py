@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,46 +9,21 @@ import pytest
 from jobs.dialogue import Sampling
 from jobs.ledger import Ledger
 from jobs.records import JobKeys, JobState, ShardRef
-from jobs.settings import Settings
 from jobs.storage import Store
 from producer.client import Client
 from producer.submission import Order
-from tests.fleet import Worker, running_worker, wait_for_job
+from tests.fleet import Place, wait_for_job
 from tests.services import S3, Valkey, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-LINES, SHARD_LINES, LEASE_SECONDS = 32, 8, 3
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a test's fleet meets."""
-
-    settings: Settings
-    environment: dict[str, str]
-    folder: Path
-
-    def worker(self, name: str, groups: str) -> "Iterator[Worker]":
-        return running_worker(  # type: ignore[return-value]
-            self.folder / f"{name}.log", {**self.environment, "LONGHAUL_DEVICE_GROUPS": groups}
-        )
+LINES, SHARD_LINES = 32, 8
 
 
 @pytest.fixture
 def place(valkey: Valkey, s3: S3, smollm2: Path, tmp_path: Path) -> Place:
-    environment = {
-        **s3.environment,
-        "LONGHAUL_REDIS_URL": valkey.url,
-        "LONGHAUL_STORE_URL": s3.url(tmp_path.name),
-        "LONGHAUL_MODEL": str(smollm2),
-        "LONGHAUL_LEASE_SECONDS": str(LEASE_SECONDS),
-        "LONGHAUL_RECONCILE_SECONDS": "0.5",
-        "LONGHAUL_SHARD_LINES": str(SHARD_LINES),
-        "LONGHAUL_KV_CACHE_BYTES": str(256 * 1024 * 1024),
-    }
-    fields = {key.removeprefix("LONGHAUL_").lower(): value for key, value in environment.items()}
-    return Place(Settings(**fields), environment, tmp_path)  # type: ignore[arg-type]
+    access = {key.removeprefix("LONGHAUL_").lower(): value for key, value in s3.environment.items()}
+    return Place.at(tmp_path, redis=valkey.url, store=s3.url(tmp_path.name), model=smollm2, **access)
 
 
 def write_input(path: Path) -> None:
@@ -93,8 +66,11 @@ def assert_exactly_once(client: Client, store: Store, job_id: str) -> list[dict[
 def test_a_worker_killed_half_way_loses_nothing_and_repeats_nothing(place: Place, valkey: Valkey) -> None:
     path = place.folder / "input.jsonl"
     write_input(path)
-    client, store = Client(place.settings), Store.open(place.settings)
-    with place.worker("first", "cpu:0") as first, place.worker("second", "cpu:1") as second:
+    with (
+        place.client() as client,
+        place.worker("cpu:0", "first") as first,
+        place.worker("cpu:1", "second") as second,
+    ):
         first.wait_for("worker ready")
         second.wait_for("worker ready")
         job_id = submit(client, path)
@@ -106,15 +82,14 @@ def test_a_worker_killed_half_way_loses_nothing_and_repeats_nothing(place: Place
         )
         begun = {(event["shard"], event["epoch"]): event for event in second.events("shard begun")}
         committed = {(event["shard"], event["epoch"]): event for event in second.events("shard committed")}
-    assert status.state is JobState.COMPLETED
-    assert (status.succeeded, status.failed, status.checkpointed) == (LINES, 0, 0)
-    assert_exactly_once(client, store, job_id)
+        assert status.state is JobState.COMPLETED
+        assert (status.succeeded, status.failed, status.checkpointed) == (LINES, 0, 0)
+        assert_exactly_once(client, place.store, job_id)
     # The survivor took the shard over under the next epoch and asked its engine for the missing lines alone.
     assert 0 < kept < SHARD_LINES
     assert begun[shard.shard, 2]["found"] == kept
     assert committed[shard.shard, 2]["generated"] == SHARD_LINES - kept
     assert nothing_left_behind(valkey)
-    client.close()
 
 
 def wait_for_a_shard_half_done(ledger: Ledger, valkey: Valkey, job_id: str, owner: str) -> ShardRef:
@@ -134,7 +109,7 @@ def wait_for_a_shard_half_done(ledger: Ledger, valkey: Valkey, job_id: str, owne
 
 
 def nothing_left_behind(valkey: Valkey) -> bool:
-    """No lease, no due shard, no checkpoint, no open shard: only the job, the workers and the broker's own."""
+    """No lease, no due or open shard, no checkpoint: only the job, the workers and the broker's own."""
     keys = {key.decode() for key in valkey.client().keys("longhaul:*")}
     ours = {
         key for key in keys if not key.startswith(("longhaul:queue:", "longhaul:_kombu", "longhaul:unacked"))

@@ -88,7 +88,7 @@ def test_a_job_goes_from_queued_to_its_final_state(ledger: Ledger) -> None:
     assert ledger.status("j").state is JobState.COMPLETED
 
 
-def test_nothing_but_the_job_is_left_when_it_has_ended(ledger: Ledger, valkey: Valkey) -> None:
+def test_nothing_but_the_job_is_left_when_it_has_ended(ledger: Ledger) -> None:
     ledger.register(spec("j", 3))
     for ref in ledger.dispatch(MODEL, 16):
         claim = claimed(ledger, ref)

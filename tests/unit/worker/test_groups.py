@@ -52,7 +52,7 @@ def test_ranks_are_devices_and_cpus_are_shared_out() -> None:
 def test_the_master_port_is_the_groups_own_unless_it_is_taken() -> None:
     group = DeviceGroup(index=37, kind="npu", devices=(0, 1))
     with socket.socket() as taken:
-        if not group.master_port() == 20037:
+        if group.master_port() != 20037:
             pytest.skip("another process holds port 20037")
         taken.bind(("127.0.0.1", 20037))
         assert group.master_port() in range(20038, 20051)
