@@ -1,4 +1,4 @@
-"""Real worker processes for tests: started as a user starts them, read by their JSON logs, killed as machines die."""
+"""Real worker processes for tests: started as users do, read by their JSON logs, killed as machines die."""
 
 import json
 import os
