@@ -82,6 +82,8 @@ def local_fleet(
                 "LONGHAUL_MODEL_NAME": name,
                 "LONGHAUL_DEVICE_GROUPS": groups or all_cpus(),
                 "LONGHAUL_LOG_FORMAT": "json",
+                # A folder called `model` or `worker` where the user stands is not our package.
+                "PYTHONSAFEPATH": "1",
                 # It is stopped when the job has ended or is not wanted: there is nothing to wait for.
                 "LONGHAUL_DRAIN_SECONDS": "0",
             },

@@ -71,7 +71,7 @@ def status_table(status: JobStatus) -> Table:
         "job": spec.id,
         "state": Text(status.state, style=_STATE_STYLES.get(status.state, "")),
         "model": spec.model,
-        "source": spec.source,
+        "source": _printable(spec.source),
         "lines": f"{status.done_lines} of {spec.lines} done",
         "succeeded": str(status.succeeded),
         "failed": f"{status.failed} ({spec.rejected} unusable)" if spec.rejected else str(status.failed),
@@ -106,7 +106,7 @@ def jobs_table(statuses: Iterable[JobStatus]) -> Table:
             str(spec.lines),
             str(status.done_lines),
             str(status.failed),
-            Text(spec.source),
+            Text(_printable(spec.source)),
         )
     return table
 
@@ -126,7 +126,7 @@ def summary(status: JobStatus) -> str:
 
 def unusable_lines(rejects: Sequence[Reject], total: int) -> str:
     """The first unusable lines, one a row, and how many more there are."""
-    rows = [f"  line {reject.line}: {reject.code}: {reject.message}" for reject in rejects]
+    rows = [f"  line {reject.line}: {reject.code}: {_printable(reject.message)}" for reject in rejects]
     if total > len(rejects):
         rows.append(f"  … and {total - len(rejects)} more")
     return "\n".join(rows)
@@ -142,11 +142,10 @@ def results_table(lines: Iterable[bytes]) -> Table:
     for line in lines:
         read = msgspec.json.decode(line)
         number = read["id"].rpartition("-")[2]
-        custom_id = Text(read["custom_id"] or "")
+        custom_id = Text(_printable(read["custom_id"] or ""))
         if read["error"]:
-            table.add_row(
-                number, custom_id, Text(f"{read['error']['code']}: {read['error']['message']}", "red"), ""
-            )
+            why = _trimmed(f"{read['error']['code']}: {read['error']['message']}")
+            table.add_row(number, custom_id, Text(why, "red"), "")
             continue
         body = read["response"]["body"]
         text = _trimmed(body["choices"][0]["message"]["content"])
@@ -155,8 +154,13 @@ def results_table(lines: Iterable[bytes]) -> Table:
 
 
 def _trimmed(text: str) -> str:
-    text = " ".join(text.split())
+    text = _printable(" ".join(text.split()))
     return text if len(text) <= _ANSWER_CHARS else f"{text[: _ANSWER_CHARS - 1]}…"
+
+
+def _printable(text: str) -> str:
+    """Without control characters, by which a model or an input could steer the terminal."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def _moment(seconds: float | None) -> str:
