@@ -1,12 +1,23 @@
 """Fixtures for all tests: real services. What each is and how it is ended stands in tests/services.py."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.models import small_model
 from tests.services import S3, Valkey, s3_server, valkey_server
+
+# A loaded machine is no failure; and the same commit gives the same verdict in CI.
+settings.register_profile(
+    "longhaul",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize="CI" in os.environ,
+)
+settings.load_profile("longhaul")
 
 
 @pytest.fixture
