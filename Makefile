@@ -17,7 +17,7 @@ DEMO_INPUT := examples/dialogues.jsonl
 DEMO_OUTPUT := .longhaul/demo/summaries.jsonl
 
 # Engine tests start several ranks; more threads than cores for each would make them wait for one another.
-TEST_ENVIRONMENT := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c

@@ -1,10 +1,15 @@
 """Fixtures for all tests: real services. What each is and how it is ended stands in tests/services.py."""
 
 import os
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Several test processes share the CPUs, and each has torch: waiting threads must sleep, not spin.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 from hypothesis import HealthCheck, settings
 
 from tests.models import small_model
