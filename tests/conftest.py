@@ -1,7 +1,6 @@
 """Fixtures for all tests: real services. What each is and how it is ended stands in tests/services.py."""
 
 import os
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
