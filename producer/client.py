@@ -13,6 +13,8 @@ Owns nothing but the connections. Never prints and never exits.
 import time
 from collections.abc import Iterator
 
+import msgspec
+
 from jobs.broker import celery_app
 from jobs.errors import LedgerError
 from jobs.ledger import Ledger, WorkerInfo
@@ -46,8 +48,9 @@ class Client:
     def watch(self, job_id: str, *, every: float = 0.5, patience: float = 300.0) -> Iterator[JobStatus]:
         """The job's status every so many seconds, the final one last.
 
-        Redis may be away for `patience` seconds at a time, as the job does not need us: `LedgerError` after
-        that, or at once if it is away to begin with.
+        Redis may be away for `patience` seconds at a time, as the job does not need us: meanwhile the last
+        status is repeated with that for its problem. `LedgerError` after that, or at once if it is away to
+        begin with.
         """
         heard = time.monotonic()
         status = self.ledger.status(job_id)
@@ -59,9 +62,10 @@ class Client:
             try:
                 status = self.ledger.status(job_id)
                 heard = time.monotonic()
-            except LedgerError:
+            except LedgerError as error:
                 if time.monotonic() - heard > patience:
                     raise
+                status = msgspec.structs.replace(status, problem=f"waiting for Redis: {error}")
 
     def results(self, job_id: str, *, partial: bool = False) -> Iterator[bytes]:
         """Output lines in the order of the input; see `producer.results.result_lines`."""

@@ -74,7 +74,7 @@ def working(settings: Settings) -> Iterator[None]:
                 FleetOfOne(settings=settings).work(jobs[0].spec)
                 return
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
         yield

@@ -245,7 +245,7 @@ def submit_from_pipe(client: Client, folder: Path, meanwhile: Callable[[], None]
             end.flush()
             meanwhile()
 
-    feeder = threading.Thread(target=feed)
+    feeder = threading.Thread(target=feed, daemon=True)
     feeder.start()
     try:
         client.submit(Order(sources=(str(pipe),), model="m"))
@@ -285,7 +285,9 @@ def test_watching_outlives_a_restart_of_redis(
     valkey.stop()
     back = threading.Timer(0.5, valkey.start)
     back.start()
-    assert next(watched).state is JobState.QUEUED
+    problem = next(status.problem for status in watched if status.problem)
+    assert problem.startswith("waiting for Redis: ")
+    assert next(status for status in watched if not status.problem).state is JobState.QUEUED
     back.join()
     FleetOfOne(settings=settings).work(spec)
     assert list(watched)[-1].state is JobState.COMPLETED
@@ -299,7 +301,7 @@ def test_watching_ends_when_redis_stays_away(
     next(watched)
     valkey.kill()
     with pytest.raises(LedgerError):
-        next(watched)
+        list(watched)
 
 
 def test_a_cancelled_job_keeps_what_was_finished(

@@ -139,7 +139,7 @@ def test_a_pipe_is_written_and_not_replaced(store: Store, tmp_path: Path) -> Non
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     heard: list[bytes] = []
-    reader = threading.Thread(target=lambda: heard.append(pipe.read_bytes()))
+    reader = threading.Thread(target=lambda: heard.append(pipe.read_bytes()), daemon=True)
     reader.start()
     write_results(store, JOB, output=pipe, errors=None, partial=True)
     reader.join(10)
