@@ -136,3 +136,7 @@ def _errors(as_json: bool) -> Iterator[None]:
             typer.echo(json.dumps({"status": "failed", "error": {"code": error.code, "message": str(error)}}))
         typer.echo(f"error[{error.code}]: {error}", err=True)
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    app()

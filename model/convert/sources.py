@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from model.convert import gguf
 from model.convert.checkpoint import Checkpoint, LazyTensor
-from model.errors import CheckpointError
+from model.errors import CheckpointError, ConvertError
 
 #: What goes along with the weights, where the source has it.
 _COMPANIONS = (
@@ -35,18 +34,26 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if path.is_file():
         if path.suffix != ".gguf":
             raise CheckpointError(f"{path} is neither a folder nor a .gguf file")
-        return gguf.open_checkpoint(path)
+        return _open_gguf(path)
     if (path / "config.json").is_file():
         return Checkpoint(
             config=_json(path / "config.json"), tensors=dict(_tensors(path)), files=_companions(path)
         )
     match sorted(path.glob("*.gguf")):
         case [file]:
-            return gguf.open_checkpoint(file)
+            return _open_gguf(file)
         case []:
             raise CheckpointError(f"{path} holds neither config.json nor a .gguf file")
         case several:
             raise CheckpointError(f"{path} holds {len(several)} .gguf files: name the one to convert")
+
+
+def _open_gguf(file: Path) -> Checkpoint:
+    try:
+        from model.convert import gguf  # noqa: PLC0415 - only this format needs the package
+    except ModuleNotFoundError as error:
+        raise ConvertError("reading a .gguf file needs the Python package gguf: pip install gguf") from error
+    return gguf.open_checkpoint(file)
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, LazyTensor]]:
@@ -93,7 +100,8 @@ def _safetensors(file: Path) -> Iterator[tuple[str, LazyTensor]]:
 
 
 def _reader(handle: Any, name: str) -> Callable[[], torch.Tensor]:
-    return lambda: handle.get_tensor(name)
+    # Read twice (a tied head), the library gives the same memory twice.
+    return lambda: handle.get_tensor(name).clone()
 
 
 def _bin(file: Path) -> Iterator[tuple[str, LazyTensor]]:
