@@ -21,6 +21,10 @@ from model.devices import Attend, CacheShape, LayerCache, Projection
 
 BACKEND = "gloo"
 
+#: Queries that a tile of prefill attention takes at most, and scores that it may hold.
+_TILE = 64
+_TILE_SCORES = 2**25
+
 Ints = NDArray[np.signedinteger[Any]]
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -51,8 +55,12 @@ def spare_bytes(world: int) -> int:
 
 
 def projection(weight: Tensor, bias: Tensor | None) -> Projection:
-    """torch's linear."""
-    return lambda x: F.linear(x, weight, bias)
+    """torch's linear; in bfloat16 over a weight that oneDNN has packed once, rather than on each call."""
+    if weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+        return lambda x: F.linear(x, weight, bias)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+    multiply = torch.ops.mkldnn._linear_pointwise
+    return lambda x: multiply(x, packed, bias, "none", [], "")
 
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -199,7 +207,11 @@ def _scattered(size: int, places: Ints, values: Ints, default: int) -> Ints:
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """A piece of one prompt: attends to itself causally and, if it is not the first, to the cache before."""
+    """A piece of one prompt: attends to itself causally and, if it is not the first, to the cache before it.
+
+    Queries go in tiles, each against all keys up to its end: two matrix products and a softmax. Two to three
+    times faster than torch's flash attention on CPU, and the scores of a tile are linear in the context.
+    """
 
     start: int
     end: int
@@ -207,35 +219,28 @@ class _Chunk:
     context: int
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, cache: LayerCache) -> Tensor:
-        """query [tokens, heads, head_dim] → the same; memory is linear in the context, no mask is built."""
+        """query [tokens, heads, head_dim] → the same; the chunk's keys and values are in the cache already."""
         tokens, heads, head_dim = query.shape
-        kv_heads = key.shape[1]
-        # As [kv_heads, group, tokens, head_dim], where keys and values repeat over the group without a copy.
-        grouped = query.view(tokens, kv_heads, -1, head_dim).permute(1, 2, 0, 3)
-        group = grouped.shape[1]
-        own, weight = _flash(
-            grouped,
-            key.transpose(0, 1)[:, None].expand(-1, group, -1, -1),
-            value.transpose(0, 1)[:, None].expand(-1, group, -1, -1),
-            causal=True,
-        )
         past = self.context - tokens
-        if past:
-            stacked = grouped.reshape(1, kv_heads, group * tokens, head_dim)
-            before, before_weight = _flash(stacked, *(self._past(part, past) for part in cache), causal=False)
-            share = torch.sigmoid(before_weight.view(weight.shape) - weight)[..., None]
-            own = own.float().lerp(before.reshape(own.shape).float(), share)
-        return own.permute(2, 0, 1, 3).reshape(tokens, heads, head_dim)
+        keys, values = (self._gathered(part) for part in cache) if past else (key, value)
+        keys, values = keys.transpose(0, 1), values.transpose(0, 1)
+        kv_heads = len(keys)
+        scaled = (query * head_dim**-0.5).view(tokens, kv_heads, -1, head_dim).permute(1, 2, 0, 3)
+        tile = max(1, min(_TILE, _TILE_SCORES // (heads * self.context)))
+        later = torch.full((tile, tile), -torch.inf, dtype=query.dtype).triu_(1)
+        out = torch.empty_like(query)
+        for first in range(0, tokens, tile):
+            last = min(first + tile, tokens)
+            rows, seen = last - first, past + last
+            scores = torch.bmm(
+                scaled[:, :, first:last].reshape(kv_heads, -1, head_dim), keys[:, :seen].transpose(1, 2)
+            ).view(heads, rows, seen)
+            scores[:, :, past + first :] += later[:rows, :rows]
+            weights = scores.softmax(-1).view(kv_heads, -1, seen)
+            mixed = torch.bmm(weights, values[:, :seen])
+            out[first:last] = mixed.view(heads, rows, head_dim).transpose(0, 1)
+        return out
 
-    def _past(self, stored: Tensor, past: int) -> Tensor:
-        """The first `past` keys or values of the sequence, [1, kv_heads, past, head_dim]."""
-        return stored.index_select(0, self.blocks).transpose(0, 1).flatten(1, 2)[None, :, :past]
-
-
-def _flash(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> tuple[Tensor, Tensor]:
-    """Flash attention over [batch, heads, tokens, head_dim] and the log of each row's softmax sum.
-
-    torch's public function keeps that log to itself; it is what lets two parts of one softmax be combined.
-    """
-    out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal)
-    return out, log_sum
+    def _gathered(self, stored: Tensor) -> Tensor:
+        """The sequence's keys or values up to the chunk's end, [context, kv_heads, head_dim]."""
+        return stored.index_select(0, self.blocks).transpose(1, 2).flatten(0, 1)[: self.context]
