@@ -300,6 +300,10 @@ def test_an_error_line_has_no_response() -> None:
     assert outcome(line) == Outcome(False, 0, 0)
 
 
+def test_a_lone_surrogate_does_not_get_into_the_output() -> None:
+    assert json.loads(error_line("j", 1, None, "engine_error", "a\udc80b"))["error"]["message"] == "a?b"
+
+
 def test_an_output_line_that_is_none_is_refused() -> None:
     for raw in (b"", b"{}", b"[]", b'{"response":{}}', b"\xff"):
         with pytest.raises(LineError):
@@ -344,7 +348,7 @@ def test_what_a_dialogue_says_comes_back(turns: list[Message], custom_id: str | 
     assert dialogue == Dialogue(2, custom_id, tuple(turns), Sampling())
 
 
-@given(st.text(), st.integers(0, 10**9), st.integers(0, 10**9))
+@given(st.text(st.characters() | st.just("\ud800")), st.integers(0, 10**9), st.integers(0, 10**9))
 def test_any_answer_becomes_a_line_that_reads_back(text: str, prompt: int, completion: int) -> None:
     line = success_line(
         "j",
