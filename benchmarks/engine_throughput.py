@@ -1,7 +1,7 @@
 """Tokens per second of the engine on random prompts: `engine_throughput.py MODEL DTYPE N IN OUT`.
 
-N requests of IN random token ids (seed 0), OUT tokens each, greedy, ignoring the end token. Prints one RESULT line;
-loading is not in it.
+N requests of IN random token ids (seed 0), OUT tokens each, greedy, ignoring the end token. Prints one
+RESULT line; loading is not in it.
 """
 
 import random

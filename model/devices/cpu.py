@@ -56,7 +56,7 @@ def spare_bytes(world: int) -> int:
 
 def projection(weight: Tensor, bias: Tensor | None) -> Projection:
     """torch's linear; in bfloat16 over a weight that oneDNN has packed once, rather than on each call."""
-    if weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+    if weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.enabled:
         return lambda x: F.linear(x, weight, bias)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
     multiply = torch.ops.mkldnn._linear_pointwise
@@ -219,7 +219,7 @@ class _Chunk:
     context: int
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, cache: LayerCache) -> Tensor:
-        """query [tokens, heads, head_dim] → the same; the chunk's keys and values are in the cache already."""
+        """query [tokens, heads, head_dim] → the same; the chunk's keys and values are cached already."""
         tokens, heads, head_dim = query.shape
         past = self.context - tokens
         keys, values = (self._gathered(part) for part in cache) if past else (key, value)
