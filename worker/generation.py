@@ -21,7 +21,7 @@ from model.errors import ModelError
 from model.request import TokenLogprob
 from worker.engine_host import EngineHost
 from worker.errors import EngineDiedError, RequestRefusedError
-from worker.postprocess import answer
+from worker.postprocess import answer, whole_characters
 from worker.protocol import Finished
 from worker.sampling import sampling_params
 
@@ -157,7 +157,8 @@ class _Flight:
             raise error
 
     def _success(self, attempt: _Attempt, finished: Finished) -> ResultLine:
-        text = answer(finished.text, self._settings.end_markers, trim=self._settings.trim)
+        raw = whole_characters(finished.text) if finished.finish_reason == "length" else finished.text
+        text = answer(raw, self._settings.end_markers, trim=self._settings.trim)
         output = dialogue.success_line(
             self._spec.id,
             attempt.dialogue,
