@@ -81,10 +81,9 @@ class Ledger:
                 url,
                 protocol=2,
                 socket_connect_timeout=3,
-                socket_timeout=10,
+                socket_timeout=5,
                 socket_keepalive=True,
-                health_check_interval=30,
-                retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 2),
+                retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 1),
             )
         except ValueError as error:
             raise LedgerError(f"LONGHAUL_REDIS_URL can not be read: {error}") from error

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig, S3Config
 
 _CHUNK = 8 * 1024 * 1024
-#: obstore raises plain OS errors for local folders, and its own for services.
-_FAILURES = (failures.BaseError, OSError)
+#: A request's whole time: a chunk on a slow line, and an object of a few bytes.
+_REQUEST_SECONDS, _PROBE_SECONDS = 60.0, 4.0
+#: obstore raises OS errors for local folders, its own for services, and ValueError for keys like `../x`.
+_FAILURES = (failures.BaseError, OSError, ValueError)
 
 
 class Sink(Protocol):
@@ -36,21 +38,26 @@ class Sink(Protocol):
 class Store:
     """One place in object storage. Safe to share between threads."""
 
-    def __init__(self, backend: "ObjectStore", url: str) -> None:
+    def __init__(self, backend: "ObjectStore", url: str, quick: "ObjectStore | None" = None) -> None:
+        """`quick` reaches the same place and gives up sooner: for the probe."""
         self.url = url
         self._backend = backend
+        self._quick = quick or backend
 
     @classmethod
     def open(cls, settings: Settings) -> "Store":
         """The store of `LONGHAUL_STORE_URL`; nothing is contacted yet."""
-        return cls(_backend(settings.store_url, settings, mkdir=True), settings.store_url)
+        url = settings.store_url
+        backend = _backend(url, settings, seconds=_REQUEST_SECONDS)
+        return cls(backend, url, _backend(url, settings, seconds=_PROBE_SECONDS))
 
     def probe(self) -> None:
         """Write, refuse to write twice, and delete a small object; `StoreError` says what does not work."""
         key = f".probe/{secrets.token_hex(8)}"
-        if not self.create(key, b"longhaul") or self.create(key, b"longhaul"):
+        quick = Store(self._quick, self.url)
+        if not quick.create(key, b"longhaul") or quick.create(key, b"longhaul"):
             raise StoreError(f"store {self.url} ignores conditional writes: parts could be written twice")
-        self.delete([key])
+        quick.delete([key])
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object whole, in place of what was there."""
@@ -158,10 +165,10 @@ def read_url(url: str, settings: Settings) -> Iterator[bytes]:
     folder, _, name = url.rpartition("/")
     if not name or folder.endswith(("/", ":")):
         raise MissingObjectError(f"{url} names no object")
-    return Store(_backend(folder, settings, mkdir=False), folder).stream(name)
+    return Store(_backend(folder, settings, seconds=_REQUEST_SECONDS, mkdir=False), folder).stream(name)
 
 
-def _backend(url: str, settings: Settings, *, mkdir: bool) -> "ObjectStore":
+def _backend(url: str, settings: Settings, *, seconds: float, mkdir: bool = True) -> "ObjectStore":
     scheme, _, rest = url.partition("://")
     if scheme == "file":
         try:
@@ -173,7 +180,7 @@ def _backend(url: str, settings: Settings, *, mkdir: bool) -> "ObjectStore":
         return S3Store(
             bucket,
             prefix=prefix or None,
-            client_options=_client(settings),
+            client_options=_client(settings, seconds),
             retry_config=_retries(),
             config=_s3_options(settings),
         )
@@ -190,12 +197,12 @@ def _s3_options(settings: Settings) -> "S3Config":
     return options
 
 
-def _client(settings: Settings) -> "ClientConfig":
+def _client(settings: Settings, seconds: float) -> "ClientConfig":
     endpoint = settings.s3_endpoint or ""
     return {
         "allow_http": endpoint.startswith("http://"),
         "connect_timeout": timedelta(seconds=3),
-        "timeout": timedelta(seconds=60),
+        "timeout": timedelta(seconds=seconds),
     }
 
 

@@ -46,7 +46,7 @@ class Ranks:
             "PYTHONPATH": os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH")))),
         }
         return subprocess.Popen(
-            [sys.executable, "-m", "model.runner"],
+            [sys.executable, "-P", "-m", "model.runner"],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,

@@ -83,7 +83,7 @@ class Place:
 
     @classmethod
     def at(cls, folder: Path, *, redis: str, store: str, model: Path, **more: str) -> "Place":
-        """Settings that suit tests: short leases, small shards, a small cache; `more` in their plain names."""
+        """Settings that suit tests: short leases, small shards, a small cache; `more` by plain names."""
         given = {
             "redis_url": redis,
             "store_url": store,

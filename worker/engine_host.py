@@ -191,6 +191,7 @@ class EngineHost:
             process = subprocess.Popen(  # noqa: S603 - our own module
                 [
                     sys.executable,
+                    "-P",  # a folder called `model` where the user stands is not our package
                     "-m",
                     "worker.engine_main",
                     str(theirs.fileno()),

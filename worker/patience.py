@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import structlog
-from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential_jitter
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 from jobs.errors import LedgerError, MissingObjectError, StoreError
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
-_WAIT = wait_exponential_jitter(initial=0.1, max=5.0)
+_WAIT = wait_random_exponential(multiplier=0.2, max=5.0)
 
 
 def patiently(

@@ -5,7 +5,6 @@ Owns the rules of the family's old and new end markers; the engine has cut at th
 
 from collections.abc import Iterable
 
-
 #: What an unfinished character decodes to.
 _UNFINISHED = "\ufffd"
 

@@ -92,7 +92,7 @@ class _Stop:
 
 def _start(group: DeviceGroup, failures: int = 0) -> _Child:
     process = subprocess.Popen(  # noqa: S603 - our own module
-        [sys.executable, "-m", "worker.process", str(group.index)],
+        [sys.executable, "-P", "-m", "worker.process", str(group.index)],
         start_new_session=True,  # a terminal's Ctrl-C reaches the supervisor alone, which drains
         stdin=subprocess.PIPE,  # ends when the supervisor does, however it dies
     )

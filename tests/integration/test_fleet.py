@@ -1,4 +1,4 @@
-"""The whole way of a job with real parts: Valkey on TCP, an S3 server, worker processes, the small real model."""
+"""The whole way of a job with real parts: Valkey, an S3 server, worker processes, the small real model."""
 
 import hashlib
 import json

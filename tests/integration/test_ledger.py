@@ -1,5 +1,6 @@
 """The ledger against a real Valkey: who may write what, and that nothing is left behind."""
 
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -240,3 +241,15 @@ def test_a_problem_is_shown_until_the_next_commit(ledger: Ledger) -> None:
     assert ledger.status("j").problem == "store is full"
     ledger.commit(claimed(ledger, ref), receipt(0), 60)
     assert ledger.status("j").problem is None
+
+
+@pytest.mark.slow
+def test_a_redis_that_takes_connections_and_says_nothing_is_an_error_within_seconds() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(64)
+        ledger = Ledger.open(
+            Settings.model_validate({"redis_url": f"redis://127.0.0.1:{silent.getsockname()[1]}/0"})
+        )
+        with pytest.raises(LedgerError, match="does not serve"):
+            ledger.ping()

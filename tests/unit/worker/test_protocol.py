@@ -1,0 +1,41 @@
+"""The frames between worker and engine: whole messages, or the end."""
+
+import io
+import socket
+
+import msgspec
+import pytest
+
+from model.request import SamplingParams, TokenLogprob
+from worker.protocol import Beat, Finished, Generate, receive_for_engine, receive_from_engine, send
+
+
+def test_messages_arrive_as_they_were_sent() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, theirs.makefile("rb") as stream:
+        asked = Generate("a", (1, 2), SamplingParams(max_tokens=3, stop=("x",), seed=4))
+        send(ours, asked, asked)
+        assert [receive_for_engine(stream), receive_for_engine(stream)] == [asked, asked]
+        ours.shutdown(socket.SHUT_WR)
+        assert receive_for_engine(stream) is None
+
+
+def test_an_answer_keeps_its_logprobs() -> None:
+    ours, theirs = socket.socketpair()
+    record = TokenLogprob(token_id=5, logprob=-0.5, top=((5, -0.5), (6, -1.5)))
+    answer = Finished("a", "é", "stop", 1, 0, 2, (record,), 0.5)
+    with ours, theirs, ours.makefile("rb") as stream:
+        send(theirs, answer, Beat(1, 2))
+        assert receive_from_engine(stream) == answer
+        assert receive_from_engine(stream) == Beat(1, 2)
+
+
+def test_a_frame_cut_short_is_an_end() -> None:
+    for cut in (b"\x01", b"\x05\x00\x00\x00ab"):
+        assert receive_for_engine(io.BytesIO(cut)) is None
+
+
+def test_what_is_no_message_is_refused() -> None:
+    body = msgspec.msgpack.encode({"type": "Nonsense"})
+    with pytest.raises(msgspec.ValidationError):
+        receive_for_engine(io.BytesIO(len(body).to_bytes(4, "little") + body))
