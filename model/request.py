@@ -44,42 +44,31 @@ class SamplingParams:
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", _as_tuple("stop", self.stop))
         object.__setattr__(self, "stop_token_ids", _as_tuple("stop_token_ids", self.stop_token_ids))
-        _require(
-            _is_int(self.max_tokens) and self.max_tokens >= 1,
-            "max_tokens",
-            self.max_tokens,
-            "an integer >= 1",
-        )
-        _require(
-            _is_number(self.temperature) and self.temperature >= 0,
-            "temperature",
-            self.temperature,
-            "a number >= 0",
-        )
-        _require(
-            _is_int(self.top_k) and self.top_k >= 0, "top_k", self.top_k, "an integer >= 0, 0 for all tokens"
-        )
-        _require(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "a number in (0, 1]")
-        _require(self.seed is None or _is_int(self.seed), "seed", self.seed, "an integer")
-        _require(
-            all(isinstance(text, str) and text for text in self.stop),
-            "stop",
-            self.stop,
-            "a list of non-empty strings",
-        )
-        _require(
-            all(_is_int(token) and token >= 0 for token in self.stop_token_ids),
-            "stop_token_ids",
-            self.stop_token_ids,
-            "a list of token ids",
-        )
-        _require(isinstance(self.ignore_eos, bool), "ignore_eos", self.ignore_eos, "true or false")
-        _require(
-            self.logprobs is None or (_is_int(self.logprobs) and 0 <= self.logprobs <= MAX_LOGPROBS),
-            "logprobs",
-            self.logprobs,
-            f"an integer from 0 to {MAX_LOGPROBS}",
-        )
+        for name, holds, expected in (
+            ("max_tokens", _is_int(self.max_tokens, 1), "an integer >= 1"),
+            ("temperature", _is_number(self.temperature) and self.temperature >= 0, "a number >= 0"),
+            ("top_k", _is_int(self.top_k, 0), "an integer >= 0, where 0 is all tokens"),
+            ("top_p", _is_number(self.top_p) and 0 < self.top_p <= 1, "a number in (0, 1]"),
+            ("seed", self.seed is None or _is_int(self.seed), "an integer"),
+            (
+                "stop",
+                all(isinstance(text, str) and text for text in self.stop),
+                "a list of non-empty strings",
+            ),
+            (
+                "stop_token_ids",
+                all(_is_int(token, 0) for token in self.stop_token_ids),
+                "a list of token ids",
+            ),
+            ("ignore_eos", isinstance(self.ignore_eos, bool), "true or false"),
+            (
+                "logprobs",
+                self.logprobs is None or _is_int(self.logprobs, 0, MAX_LOGPROBS),
+                f"an integer from 0 to {MAX_LOGPROBS}",
+            ),
+        ):
+            if not holds:
+                raise InvalidParams(f"{name} must be {expected}, not {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,14 +112,9 @@ def _as_tuple(name: str, value: object) -> tuple[object, ...]:
     return tuple(value)
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_int(value: object, least: float = -math.inf, most: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _require(holds: bool, name: str, value: object, expected: str) -> None:
-    if not holds:
-        raise InvalidParams(f"{name} must be {expected}, not {value!r}")

@@ -6,6 +6,7 @@ It neither schedules nor samples: rank 0's engine does, and tells the others by 
 import dataclasses
 import json
 import os
+import sys
 from datetime import timedelta
 
 import torch
@@ -16,6 +17,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from model.batch import HEADER_SIZE, Batch
 from model.config import EngineConfig, ModelConfig
 from model.devices import load_device
+from model.errors import ModelError
 from model.kv_cache import CachePlan
 from model.layers import Loader
 from model.parallel import Group, Shard
@@ -109,7 +111,10 @@ def main() -> None:
     """Be one rank until rank 0 ends."""
     config = EngineConfig(**json.loads(live_with_parent()))
     rank = int(os.environ["RANK"])
-    runner = Runner(config, ModelConfig.load(config.path), rank)
+    try:
+        runner = Runner(config, ModelConfig.load(config.path), rank)
+    except ModelError as error:
+        sys.exit(f"rank {rank}: {error}")
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     join(runner, TCPStore(address, port, is_master=False))
     runner.allocate_cache(0)

@@ -23,7 +23,7 @@ BACKEND = "gloo"
 
 #: Queries that a tile of prefill attention takes at most, and scores that it may hold.
 _TILE = 64
-_TILE_SCORES = 2**25
+_TILE_SCORES = 2**21
 
 Ints = NDArray[np.signedinteger[Any]]
 
