@@ -1,7 +1,6 @@
 """Where the time of a job goes, by stages: `job_stages.py MODEL [FILE] [MAX_TOKENS]`.
 
-Runs `producer submit FILE --local` as a user does and cuts it up by the worker's log. What the engine does within
-the stage of generation is `engine_profile.py`'s to show.
+Runs `producer submit FILE --local` as a user does and cuts it up by the worker's log.
 """
 
 import json
