@@ -4,8 +4,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,43 @@ def test_a_store_that_can_not_be_written_is_waited_for_and_named(place: Place) -
         assert_all_succeeded(client, job_id, ended(client, job_id))
         assert client.status(job_id).problem is None
         assert generated(worker) == LINES
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB where the store will be."""
+    folder = tmp_path / "store"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "longhaul-test", folder], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_waited_for_and_named(place: Place, small_disk: Path) -> None:
+    with place.client() as client, place.worker() as worker:
+        worker.wait_for("worker ready")
+        job_id = submit(client, place.folder)
+        begun(client, job_id)
+        filler = small_disk / "filler"
+        fill(filler)
+        status = wait_for_job(
+            client.ledger, job_id, lambda status: status.problem is not None, seconds=120, what="the problem"
+        )
+        assert "No space left on device" in (status.problem or "")
+        filler.unlink()
+        assert_all_succeeded(client, job_id, ended(client, job_id))
+        assert generated(worker) == LINES
+
+
+def fill(path: Path) -> None:
+    """Write until the disk is full."""
+    with path.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        for _ in range(1000):
+            file.write(b"x" * 4096)
 
 
 def test_sigterm_hands_back_what_the_grace_does_not_suffice_for(place: Place) -> None:
