@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.batch import AttentionMetadata
 from model.config import DeviceName, DTypeName
+from model.errors import ConfigError
 
 
 class CacheShape(NamedTuple):
@@ -98,5 +99,11 @@ class Device(Protocol):
 
 
 def load_device(name: DeviceName) -> Device:
-    """The module of a device, imported only when it is asked for."""
-    return cast(Device, import_module(f"model.devices.{name}"))
+    """The module of a device, imported only when it is asked for. Raises ConfigError where there is none yet."""
+    module = f"model.devices.{name}"
+    try:
+        return cast(Device, import_module(module))
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise ConfigError(f"this version has no support for device {name}: use cpu") from error

@@ -97,6 +97,13 @@ def test_a_model_that_is_not_there_is_no_reason_to_try_again(tmp_path: Path) -> 
     host.close()
 
 
+def test_a_device_without_support_is_named(checkpoint: Path) -> None:
+    host = opened(checkpoint, "npu:0")
+    with pytest.raises(EngineStartError, match="no support for device npu"):
+        host.start()
+    host.close()
+
+
 def outcome(answer: "Future[Finished]") -> BaseException | None:
     return answer.exception(60)
 
