@@ -99,7 +99,7 @@ class Device(Protocol):
 
 
 def load_device(name: DeviceName) -> Device:
-    """The module of a device, imported only when it is asked for. Raises ConfigError where there is none yet."""
+    """The module of a device, imported when it is asked for. Raises ConfigError where there is none yet."""
     module = f"model.devices.{name}"
     try:
         return cast(Device, import_module(module))
