@@ -58,10 +58,10 @@ demo: $(READY) $(DEMO_MODEL)/config.json ## Summarize examples/dialogues.jsonl o
 	@LONGHAUL_DTYPE=$(LONGHAUL_DTYPE) $(BIN)/producer submit $(DEMO_INPUT) --local --model $(DEMO_MODEL) --max-tokens 96 --output $(DEMO_OUTPUT)
 
 test: $(READY) ## Run every test
-	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -p no:valkey -q -n $(JOBS) $(ARGS)
+	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)
 
 test-unit: $(READY) ## Run the unit tests only, under a minute
-	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -p no:valkey -q -n $(JOBS) tests/unit $(ARGS)
+	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) tests/unit $(ARGS)
 
 lint: $(READY) types imports ## Check format, lint rules, types and import rules; changes nothing
 	@$(BIN)/ruff format --check --quiet . || { echo "make format would put this right" >&2; exit 1; }

@@ -10,15 +10,20 @@ FOLDER = Path(__file__).resolve().parents[1] / ".longhaul" / "models" / "smollm2
 
 
 def small_model() -> Path:
-    """The checkpoint's folder; several test processes may ask at once, one converts."""
+    """The checkpoint's folder; several test processes may ask at once, one converts.
+
+    Another model in its place is an older version's, and replaced.
+    """
     FOLDER.parent.mkdir(parents=True, exist_ok=True)
     with (FOLDER.parent / ".tests-lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        subprocess.run(
-            [Path(sys.executable).with_name("model"), "convert", "smollm2", FOLDER, "--layout", "internlm2"],
-            check=True,
-            capture_output=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            timeout=300,
-        )
+        if _convert().returncode:
+            _convert("--force").check_returncode()
     return FOLDER
+
+
+def _convert(*options: str) -> subprocess.CompletedProcess[bytes]:
+    command = [Path(sys.executable).with_name("model"), "convert", "smollm2", FOLDER, "--layout", "internlm2"]
+    return subprocess.run(
+        [*command, *options], check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300
+    )

@@ -5,6 +5,7 @@ one. Imports no torch, so that finding the work already done is quick.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -16,13 +17,30 @@ from typing import Any
 from model.errors import ConvertError
 
 _RECORD = "conversion.json"
+#: Bytes of a sample, and how many there are of a large file: all of it up to 4 MiB.
+_SAMPLE, _SAMPLES = 64 * 1024, 64
 
 
 def describe(path: Path, **parameters: object) -> dict[str, Any]:
-    """Return what decides a conversion's result: its parameters, and the source's files by size and time."""
+    """Return what decides a conversion's result: its parameters, and the source's files with their content."""
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
-    stats = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
-    return {"format": 1, "parameters": parameters, "source": stats}
+    prints = {file.name: [file.stat().st_size, _fingerprint(file)] for file in files}
+    return {"format": 2, "parameters": parameters, "source": prints}
+
+
+def _fingerprint(path: Path) -> str:
+    """A hash of the file's content, of evenly spaced samples where it is large.
+
+    No time stamp is in it: a package that is installed anew brings the same model with other times, and
+    weights that differ at all differ everywhere.
+    """
+    size, digest = path.stat().st_size, hashlib.sha256()
+    step = max(_SAMPLE, size // _SAMPLES)
+    with path.open("rb") as file:
+        for offset in (*range(0, size, step), max(0, size - _SAMPLE)):
+            file.seek(offset)
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
 
 
 def finished(target: Path, description: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -53,7 +53,8 @@ def begun(client: Client, job_id: str) -> JobStatus:
 
 
 def generated(worker: Worker) -> int:
-    """Lines that the worker's engine was asked for in committed shards."""
+    """Lines that the worker's engine was asked for in committed shards, once all are logged."""
+    worker.wait_for("shard committed", seconds=20, count=LINES // 8)
     return sum(event["generated"] for event in worker.events("shard committed"))
 
 
@@ -165,17 +166,24 @@ def test_sigterm_hands_back_what_the_grace_does_not_suffice_for(place: Place) ->
 
 
 def test_cancel_keeps_what_is_finished(place: Place) -> None:
-    with place.client() as client, place.worker() as worker:
+    quick = Place({**place.environment, "LONGHAUL_LEASE_SECONDS": "1"}, place.folder)
+    tokens = [3] + [5000] * (LINES - 1)  # all but the first go on for minutes
+    lines = [
+        json.dumps({"prompt": "Go on.", "max_tokens": count, "ignore_eos": True}).encode() for count in tokens
+    ]
+    with place.client() as client, quick.worker() as worker:
         worker.wait_for("worker ready")
-        job_id = submit(client, place.folder)
+        job_id = submit(client, place.folder, lines)
         begun(client, job_id)
         client.cancel(job_id)
         status = ended(client, job_id)
         output = [json.loads(line) for line in client.results(job_id)]
     assert status.state is JobState.CANCELLED
-    codes = {line["error"]["code"] for line in output if line["error"]}
-    assert codes == {"cancelled"}
-    assert 0 < sum(line["error"] is None for line in output) < LINES
+    assert [line["error"] and line["error"]["code"] for line in output] == [
+        None,
+        *["cancelled"] * (LINES - 1),
+    ]
+    assert (status.succeeded, status.failed) == (1, LINES - 1)
 
 
 def test_bad_lines_come_out_as_errors_and_the_rest_is_done(place: Place) -> None:

@@ -12,7 +12,7 @@ from jobs.records import JobKeys, JobState, ShardRef
 from jobs.storage import Store
 from producer.client import Client
 from producer.submission import Order
-from tests.fleet import Place, wait_for_job
+from tests.fleet import Event, Place, Worker, wait_for_job
 from tests.services import S3, Valkey, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -80,8 +80,12 @@ def test_a_worker_killed_half_way_loses_nothing_and_repeats_nothing(place: Place
         status = wait_for_job(
             client.ledger, job_id, lambda status: status.state.final, seconds=300, what="the job's end"
         )
-        begun = {(event["shard"], event["epoch"]): event for event in second.events("shard begun")}
-        committed = {(event["shard"], event["epoch"]): event for event in second.events("shard committed")}
+        wait_until(
+            lambda: (shard.shard, 2) in by_epoch(second, "shard committed"),
+            seconds=20,
+            what="the log to follow",
+        )
+        begun, committed = by_epoch(second, "shard begun"), by_epoch(second, "shard committed")
         assert status.state is JobState.COMPLETED
         assert (status.succeeded, status.failed, status.checkpointed) == (LINES, 0, 0)
         assert_exactly_once(client, place.store, job_id)
@@ -90,6 +94,11 @@ def test_a_worker_killed_half_way_loses_nothing_and_repeats_nothing(place: Place
     assert begun[shard.shard, 2]["found"] == kept
     assert committed[shard.shard, 2]["generated"] == SHARD_LINES - kept
     assert nothing_left_behind(valkey)
+
+
+def by_epoch(worker: Worker, name: str) -> dict[tuple[int, int], Event]:
+    """A worker's log entries of one kind by shard and epoch."""
+    return {(event["shard"], event["epoch"]): event for event in worker.events(name)}
 
 
 def wait_for_a_shard_half_done(ledger: Ledger, valkey: Valkey, job_id: str, owner: str) -> ShardRef:

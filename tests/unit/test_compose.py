@@ -10,12 +10,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import compose_spec
 import pytest
 import yaml
 
 from jobs.settings import Settings
-
-compose_spec = pytest.importorskip("compose_spec")
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text()
