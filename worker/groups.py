@@ -3,6 +3,7 @@
 Owns the reading of LONGHAUL_DEVICE_GROUPS. Never loads an accelerator's library: all of this happens before.
 """
 
+import os
 import re
 import socket
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class DeviceGroup:
             # processes a step took twenty times as long. A short spin costs a few percent of a quiet machine.
             return {
                 "OMP_NUM_THREADS": str(len(self.devices)),
-                "GOMP_SPINCOUNT": "1000",
+                "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000"),
                 "CUDA_VISIBLE_DEVICES": "",
             }
         pinned = {_VISIBLE[self.kind]: ",".join(map(str, self.devices))}

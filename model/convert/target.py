@@ -22,7 +22,7 @@ _SAMPLE, _SAMPLES = 64 * 1024, 64
 
 
 def describe(path: Path, **parameters: object) -> dict[str, Any]:
-    """Return what decides a conversion's result: its parameters, and the source's files with their content."""
+    """Return what decides a conversion's result: its parameters, and what the source's files hold."""
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
     prints = {file.name: [file.stat().st_size, _fingerprint(file)] for file in files}
     return {"format": 2, "parameters": parameters, "source": prints}
