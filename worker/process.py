@@ -18,7 +18,7 @@ from celery.worker import WorkController
 from celery.worker import state as celery_state
 
 from jobs.broker import TASK, celery_app, publish, queue_name
-from jobs.errors import JobsError, LedgerError
+from jobs.errors import JobsError, LedgerError, StoreError
 from jobs.ledger import Ledger, WorkerInfo
 from jobs.records import ShardRef
 from jobs.settings import Settings, load_settings
@@ -27,7 +27,7 @@ from jobs.telemetry import set_up_logging
 from model.chat import Chat
 from model.errors import ModelError
 from worker.engine_host import EngineHost
-from worker.errors import EngineStartError, WorkerError
+from worker.errors import WorkerError
 from worker.generation import Model
 from worker.groups import DeviceGroup, parse_groups
 from worker.leases import LeaseKeeper
@@ -37,6 +37,9 @@ from worker.shard import Station, work
 from worker.supervisor import EXIT_CONFIG
 
 log = structlog.get_logger(__name__)
+
+#: Services that are away come back: the supervisor tries again.
+_MAY_PASS = (LedgerError, StoreError)
 
 
 def main(index: int) -> int:
@@ -49,7 +52,7 @@ def main(index: int) -> int:
         return _serve(settings, group)
     except (JobsError, ModelError, WorkerError) as error:
         log.error("worker can not start", code=error.code, reason=str(error))
-        return 1 if isinstance(error, LedgerError) else EXIT_CONFIG
+        return 1 if isinstance(error, _MAY_PASS) else EXIT_CONFIG
 
 
 def _serve(settings: Settings, group: DeviceGroup) -> int:
@@ -114,7 +117,8 @@ def _serve(settings: Settings, group: DeviceGroup) -> int:
         ledger.close()
         log.info("worker ended", worker=info.name)
     if engine.hopeless.is_set():
-        raise EngineStartError("the engine does not start again: see its log")
+        log.error("engine does not start again: the supervisor tries with a new process")
+        return 1
     return 0
 
 

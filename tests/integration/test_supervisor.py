@@ -35,6 +35,25 @@ def test_a_process_that_dies_is_started_again(place: Place) -> None:
         assert died["restart_seconds"] == 1.0
 
 
+def test_an_engine_that_can_not_come_back_now_gets_a_new_process_later(place: Place) -> None:
+    model, away = place.folder / "tiny", place.folder / "away"
+    with place.worker() as worker:
+        worker.wait_for("worker ready")
+        model.rename(away)
+        psutil.Process(worker.engine_pid).send_signal(signal.SIGKILL)
+        worker.wait_for("worker process died")
+        away.rename(model)
+        worker.wait_for("worker ready", count=2)
+
+
+def test_a_worker_waits_for_redis(place: Place, valkey: Valkey) -> None:
+    valkey.stop()
+    with place.worker() as worker:
+        assert "does not serve" in worker.wait_for("worker can not start")["reason"]
+        valkey.start()
+        worker.wait_for("worker ready")
+
+
 def test_each_group_has_a_process_and_an_engine_of_its_own(place: Place) -> None:
     with place.worker("cpu:0;cpu:1") as worker, place.client() as client:
         worker.wait_for("worker ready", count=2)
