@@ -12,11 +12,21 @@ import structlog
 from jobs.settings import Settings
 
 
-def set_up_logging(settings: Settings) -> None:
-    """Send structlog's and the libraries' events to standard error, as the settings say."""
+def set_up_logging(settings: Settings, **context: str) -> None:
+    """Send structlog's and the libraries' events to standard error, as the settings say.
+
+    `context` is on every line of this process, whichever thread writes it.
+    """
     level = getattr(logging, settings.log_level.upper())
+
+    def add_context(
+        _logger: object, _name: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        return {**context, **event}
+
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        add_context,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

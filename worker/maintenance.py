@@ -6,7 +6,6 @@ it; a lost hint or an expired lease costs at most one round.
 
 import threading
 import time
-from collections.abc import Callable
 from itertools import groupby
 from operator import itemgetter
 
@@ -15,10 +14,9 @@ from celery import Celery
 
 from jobs.broker import publish
 from jobs.errors import LedgerError, StoreError
-from jobs.ledger import Ledger, WorkerInfo
-from jobs.settings import Settings
-from jobs.storage import Store
+from jobs.ledger import WorkerInfo
 from worker.manifest import FINALIZE_SECONDS, finalize
+from worker.shard import Station
 
 log = structlog.get_logger(__name__)
 
@@ -26,24 +24,10 @@ log = structlog.get_logger(__name__)
 class Maintenance:
     """The worker's maintenance thread."""
 
-    def __init__(
-        self,
-        *,
-        info: WorkerInfo,
-        ledger: Ledger,
-        store: Store,
-        app: Celery,
-        settings: Settings,
-        versions: dict[str, str],
-        dispatch: Callable[[], None],
-    ) -> None:
-        self._info = info
-        self._ledger = ledger
-        self._store = store
+    def __init__(self, station: Station, app: Celery) -> None:
+        self._station = station
         self._app = app
-        self._settings = settings
-        self._versions = versions
-        self._dispatch = dispatch
+        self._started_at = time.time()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="maintenance", daemon=True)
 
@@ -56,37 +40,49 @@ class Maintenance:
         self._ended.set()
         self._thread.join()
         try:
-            self._ledger.withdraw(self._info.name)
+            self._station.ledger.withdraw(self._station.worker)
         except LedgerError as error:
             log.warning("worker not withdrawn: it fades from the list by itself", reason=str(error))
 
     def _run(self) -> None:
+        settings = self._station.settings
         pause = 0.0
         while not self._ended.wait(pause):
-            pause = self._settings.reconcile_seconds
+            pause = settings.reconcile_seconds
             try:
-                self._round()
+                self._announce()
+                self._reconcile()
+                self._finalize()
+                self._station.dispatch()
             except (LedgerError, StoreError) as error:
                 log.warning("maintenance waits", reason=str(error))
                 # Redis may have been away for longer than a lease: let the living renew theirs first.
-                pause = max(pause, self._settings.lease_seconds / 2)
+                pause = max(pause, settings.lease_seconds / 2)
 
-    def _round(self) -> None:
-        now = time.time()
-        self._ledger.announce(
-            WorkerInfo(
-                name=self._info.name,
-                model=self._info.model,
-                group=self._info.group,
-                started_at=self._info.started_at,
-                seen_at=now,
-            )
+    def _announce(self) -> None:
+        info = WorkerInfo(
+            name=self._station.worker,
+            model=self._station.model.name,
+            group=str(self._station.group),
+            started_at=self._started_at,
+            seen_at=time.time(),
         )
-        lost = sorted(self._ledger.reconcile(patience_seconds=2 * self._settings.reconcile_seconds))
-        for model, hints in groupby(lost, key=itemgetter(0)):
+        self._station.ledger.announce(info)
+
+    def _reconcile(self) -> None:
+        lost = self._station.ledger.reconcile(2 * self._station.settings.reconcile_seconds)
+        for model, hints in groupby(sorted(lost), key=itemgetter(0)):
             refs = [ref for _, ref in hints]
             log.info("hints published again", model=model, shards=len(refs))
             publish(self._app, model, refs)
-        for job_id in self._ledger.take_finalizing(FINALIZE_SECONDS):
-            finalize(self._store, self._ledger, job_id, self._versions)
-        self._dispatch()
+
+    def _finalize(self) -> None:
+        station = self._station
+        for job_id in station.ledger.take_finalizing(FINALIZE_SECONDS):
+            try:
+                finalize(station.store, station.ledger, job_id, station.model.versions)
+            except (
+                StoreError
+            ) as error:  # its lease runs out and it is tried again; the other jobs need not wait
+                log.warning("job not finalized", job=job_id, reason=str(error))
+                station.ledger.note(job_id, str(error))

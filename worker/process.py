@@ -9,7 +9,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from types import FrameType
 
 import structlog
@@ -19,7 +18,7 @@ from celery.worker import state as celery_state
 
 from jobs.broker import TASK, celery_app, publish, queue_name
 from jobs.errors import JobsError, LedgerError, StoreError
-from jobs.ledger import Ledger, WorkerInfo
+from jobs.ledger import Ledger
 from jobs.records import ShardRef
 from jobs.settings import Settings, load_settings
 from jobs.storage import Store
@@ -46,9 +45,8 @@ def main(index: int) -> int:
     """Serve the device group of this index until told to stop."""
     try:
         settings = load_settings()
-        set_up_logging(settings)
         group = parse_groups(settings.device_groups)[index]
-        structlog.contextvars.bind_contextvars(group=str(group))
+        set_up_logging(settings, group=str(group))
         return _serve(settings, group)
     except (JobsError, ModelError, WorkerError) as error:
         log.error("worker can not start", code=error.code, reason=str(error))
@@ -56,38 +54,20 @@ def main(index: int) -> int:
 
 
 def _serve(settings: Settings, group: DeviceGroup) -> int:
-    path, name = settings.served_model()
     ledger, store, app = Ledger.open(settings), Store.open(settings), celery_app(settings)
     ledger.ping()
     store.probe()
-    chat, defaults = Chat.load(path), model_sampling(path)
-    engine = EngineHost.open(group, path, settings)
-    ready = engine.start()
-    model = Model(
-        name=name,
-        engine=engine,
-        chat=chat,
-        max_model_len=ready.max_model_len,
-        defaults=defaults,
-        versions=ready.versions,
-    )
+    model = _started_model(settings, group)
 
     def dispatch() -> None:
         try:
-            publish(app, name, ledger.dispatch(name, settings.backlog))
+            publish(app, model.name, ledger.dispatch(model.name, settings.backlog))
         except LedgerError as error:
             log.warning("shards not published: the reconciler will", reason=str(error))
 
-    info = WorkerInfo(
-        name=f"{socket.gethostname()}-{os.getpid()}-{group}",
-        model=name,
-        group=str(group),
-        started_at=time.time(),
-        seen_at=time.time(),
-    )
     station = Station(
-        worker=info.name,
-        devices=len(group.devices),
+        worker=f"{socket.gethostname()}-{os.getpid()}-{group}",
+        group=group,
         settings=settings,
         store=store,
         ledger=ledger,
@@ -96,30 +76,40 @@ def _serve(settings: Settings, group: DeviceGroup) -> int:
         dispatch=dispatch,
         hand_back=threading.Event(),
     )
-    maintenance = Maintenance(
-        info=info,
-        ledger=ledger,
-        store=store,
-        app=app,
-        settings=settings,
-        versions=model.versions,
-        dispatch=dispatch,
-    )
+    maintenance = Maintenance(station, app)
     station.leases.start()
     maintenance.start()
-    log.info("worker ready", worker=info.name, model=name)
+    log.info("worker ready", worker=station.worker, model=model.name)
     try:
         _consume(app, station)
     finally:
         maintenance.close()
         station.leases.close()
-        engine.close()
+        model.engine.close()
         ledger.close()
-        log.info("worker ended", worker=info.name)
-    if engine.hopeless.is_set():
+        log.info("worker ended", worker=station.worker)
+    if model.engine.hopeless.is_set():
         log.error("engine does not start again: the supervisor tries with a new process")
         return 1
     return 0
+
+
+def _started_model(settings: Settings, group: DeviceGroup) -> Model:
+    path, name = settings.served_model()
+    chat, defaults = (
+        Chat.load(path),
+        model_sampling(path),
+    )  # what is wrong with these shows before the weights load
+    engine = EngineHost.open(group, path, settings)
+    ready = engine.start()
+    return Model(
+        name=name,
+        engine=engine,
+        chat=chat,
+        max_model_len=ready.max_model_len,
+        defaults=defaults,
+        versions=ready.versions,
+    )
 
 
 def _consume(app: Celery, station: Station) -> None:

@@ -29,6 +29,7 @@ from jobs.storage import Store
 from worker import part
 from worker.errors import HandedBackError
 from worker.generation import Model, ResultLine, generate
+from worker.groups import DeviceGroup
 from worker.leases import HeldLease, LeaseKeeper
 from worker.manifest import FINALIZE_SECONDS, finalize
 from worker.patience import patiently
@@ -42,8 +43,7 @@ class Station:
     """What all shards of a worker work with."""
 
     worker: str
-    #: Devices of the group, for the receipt.
-    devices: int
+    group: DeviceGroup
     settings: Settings
     store: Store
     ledger: Ledger
@@ -59,9 +59,12 @@ def work(station: Station, ref: ShardRef) -> None:
     """Do one shard, if it is there to be done."""
     owner = f"{station.worker}/{secrets.token_hex(4)}"
     lease_seconds = station.settings.lease_seconds
-    claim = patiently(
-        partial(station.ledger.claim, ref, owner, lease_seconds), check=partial(_check_draining, station)
-    )
+    try:
+        claim = patiently(
+            partial(station.ledger.claim, ref, owner, lease_seconds), check=partial(_check_draining, station)
+        )
+    except HandedBackError:
+        return  # Redis is away and so are we, soon: the reconciler publishes the shard again
     if isinstance(claim, Refusal):
         log.debug("shard not claimed", job=ref.job, shard=ref.shard, reason=claim.reason)
         return
@@ -173,7 +176,8 @@ class _Shard:
         outputs = {result.number: result.output for result in batch}
         self._patiently(partial(self._station.ledger.checkpoint, self._claim, outputs))
         self._generated += len(batch)
-        self._device_seconds += self._station.devices * sum(result.engine_seconds for result in batch)
+        devices = len(self._station.group.devices)
+        self._device_seconds += devices * sum(result.engine_seconds for result in batch)
 
     def _fail_missing(
         self, spec: JobSpec, shard: Shard, lines: dict[int, bytes], code: str, reason: str

@@ -27,13 +27,14 @@ from worker.sampling import model_sampling
 from worker.shard import Station, work
 
 LINES = 4
+(GROUP,) = parse_groups("cpu:0")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
     path = make_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "model")
     place = Place.at(path, redis="redis://127.0.0.1:1", store="file://unused", model=path)
-    engine = EngineHost.open(parse_groups("cpu:0")[0], path, place.settings)
+    engine = EngineHost.open(GROUP, path, place.settings)
     ready = engine.start()
     yield Model(
         name="tiny",
@@ -66,7 +67,7 @@ def station(place: Place, model: Model) -> Iterator[Station]:
     leases.start()
     yield Station(
         worker="here",
-        devices=1,
+        group=GROUP,
         settings=place.settings,
         store=place.store,
         ledger=ledger,
