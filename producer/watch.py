@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from jobs.records import JobStatus
 from producer.view import as_json, status_fields, summary
@@ -28,10 +28,12 @@ def follower(console: Console, *, as_json_lines: bool) -> Follower:
 def follow_with_bar(statuses: Iterator[JobStatus], console: Console) -> JobStatus:
     """A progress bar; returns the last status."""
     columns = (
+        SpinnerColumn(),  # lines may take a while, and end together
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
         TextColumn("{task.fields[lines]}"),
         TextColumn("{task.fields[failed]} failed"),
+        TimeElapsedColumn(),
         TextColumn("{task.fields[pace]}"),
         TextColumn("{task.fields[problem]}", style="yellow", markup=False),
     )
