@@ -78,11 +78,18 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "json"
 
+    @property
+    def served_name(self) -> str | None:
+        """The name that jobs ask for the model by, the folder's where none is given; None without a model."""
+        if self.model_name is not None or self.model is None:
+            return self.model_name
+        return self.model.resolve().name
+
     def served_model(self) -> tuple[Path, str]:
         """The model's folder and the name that jobs ask for it by; `SettingsError` where there is none."""
-        if self.model is None:
+        if self.model is None or self.served_name is None:
             raise SettingsError("no model: set LONGHAUL_MODEL to a checkpoint folder")
-        return self.model, self.model_name or self.model.resolve().name
+        return self.model, self.served_name
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -38,9 +38,9 @@ class ModelConfig:
     @classmethod
     def load(cls, folder: Path) -> "ModelConfig":
         """Read `config.json` and `generation_config.json`. Raises CheckpointError, UnsupportedModelError."""
-        config = _read_json(folder / "config.json")
+        config = read_json(folder / "config.json")
         generation = folder / "generation_config.json"
-        eos = _read_json(generation).get("eos_token_id") if generation.exists() else None
+        eos = read_json(generation).get("eos_token_id") if generation.exists() else None
         try:
             return cls.parse(config, eos if eos is not None else config.get("eos_token_id"))
         except KeyError as error:
@@ -139,7 +139,8 @@ def _require_positive(name: str, value: object) -> None:
         raise ConfigError(f"{name} must be an integer >= 1, not {value!r}")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model folder. Raises CheckpointError where it is absent or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -12,10 +12,8 @@ def chosen_model(asked: str | None, settings: Settings, workers: Sequence[Worker
     """The model asked for, else that of the settings, else the only one that living workers serve."""
     if asked is not None:
         return checked_model_name(asked)
-    if settings.model_name is not None:
-        return checked_model_name(settings.model_name)
-    if settings.model is not None:
-        return checked_model_name(settings.model.resolve().name)
+    if settings.served_name is not None:
+        return checked_model_name(settings.served_name)
     served = sorted({worker.model for worker in workers})
     if len(served) == 1:
         return served[0]

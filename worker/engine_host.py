@@ -25,7 +25,6 @@ from worker.errors import EngineDiedError, EngineStartError, RequestRefusedError
 from worker.groups import DeviceGroup
 from worker.protocol import (
     Abort,
-    Beat,
     EngineOptions,
     Failed,
     Finished,
@@ -119,7 +118,7 @@ class EngineHost:
 
     @property
     def requests(self) -> int:
-        """Requests sent to engines since the start, for the receipt and for tests."""
+        """Requests sent to engines since the start."""
         return self._requests
 
     @property
@@ -219,8 +218,6 @@ class EngineHost:
             case Refused():
                 refusal = RequestRefusedError(event.code, event.message)
                 self._settle(event.id, lambda answer: answer.set_exception(refusal))
-            case Beat():
-                pass
 
     def _settle(self, request_id: str, settle: "Callable[[Future[Finished]], None]") -> None:
         with self._lock:

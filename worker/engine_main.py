@@ -18,7 +18,6 @@ from model.errors import ModelError, RankError, RequestError
 from model.request import Completion, Request
 from worker.protocol import (
     Abort,
-    Beat,
     EngineOptions,
     Failed,
     Finished,
@@ -32,9 +31,6 @@ from worker.protocol import (
 
 if TYPE_CHECKING:
     from model import Engine
-
-#: A sign of life at least this often while steps are made.
-_BEAT_SECONDS = 0.5
 
 
 def main(descriptor: int, options: EngineOptions) -> int:
@@ -91,8 +87,6 @@ class _Loop:
         self._engine = engine
         self._connection = connection
         self._inbox = inbox
-        self._steps = 0
-        self._beat_at = 0.0
         #: Engine seconds divided by the requests in it, added up; a request pays from its start to its end.
         self._clock = 0.0
         self._entered: dict[str, float] = {}
@@ -103,13 +97,8 @@ class _Loop:
             completions = self._engine.step()
             ended = time.monotonic()
             self._clock += (ended - started) / max(1, len(self._entered))
-            self._steps += 1
-            answers = [self._finished(completion) for completion in completions]
-            if ended - self._beat_at >= _BEAT_SECONDS:
-                self._beat_at = ended
-                send(self._connection, *answers, Beat(self._steps, len(self._entered)))
-            elif answers:
-                send(self._connection, *answers)
+            if completions:
+                send(self._connection, *map(self._finished, completions))
 
     def _take_in(self) -> bool:
         """Handle every waiting message, blocking while there is nothing to generate; False at the end."""

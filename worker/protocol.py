@@ -82,15 +82,8 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
     engine_seconds: float
 
 
-class Beat(msgspec.Struct, frozen=True, tag=True):
-    """Engine → worker: a step has ended."""
-
-    steps: int
-    unfinished: int
-
-
 ToEngine = Generate | Abort
-FromEngine = Ready | Failed | Refused | Finished | Beat
+FromEngine = Ready | Failed | Refused | Finished
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)

@@ -1,13 +1,12 @@
 """Which sampling a line gets: its own choices, then its job's, then the model's, then the fleet's limit.
 
-Owns the merge and the reading of generation_config.json. Never samples.
+Owns the merge, and what generation_config.json means. Never samples.
 """
 
-import json
 from pathlib import Path
 
 from jobs.dialogue import Sampling
-from model.errors import CheckpointError
+from model.config import read_json
 from model.request import SamplingParams
 
 
@@ -16,10 +15,7 @@ def model_sampling(checkpoint: Path) -> Sampling:
     path = checkpoint / "generation_config.json"
     if not path.exists():
         return Sampling(temperature=0.0)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    config = read_json(path)
     if not config.get("do_sample"):
         return Sampling(max_tokens=config.get("max_new_tokens"), temperature=0.0)
     return Sampling(

@@ -189,8 +189,7 @@ class _Shard:
 
     def _commit_new(self, data: bytes) -> Receipt:
         """Write the part, unless this epoch is old by now or another wrote it first."""
-        if self._lease.lost.is_set():
-            raise LeaseLostError(f"shard {self._ref} was taken over")
+        self._check_lease()
         key = self._keys.part(self._ref.shard)
         if not self._patiently(partial(self._station.store.create, key, data)):
             return self._commit_existing(expected=data)
@@ -252,9 +251,12 @@ class _Shard:
     def _called_off(self) -> bool:
         return self._lease.called_off.is_set()
 
-    def _check(self) -> None:
+    def _check_lease(self) -> None:
         if self._lease.lost.is_set():
             raise LeaseLostError(f"shard {self._ref} was taken over")
+
+    def _check(self) -> None:
+        self._check_lease()
         _check_draining(self._station)
 
     def _note(self, reason: str) -> None:

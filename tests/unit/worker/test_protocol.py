@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from model.request import SamplingParams, TokenLogprob
-from worker.protocol import Beat, Finished, Generate, receive_for_engine, receive_from_engine, send
+from worker.protocol import Finished, Generate, Refused, receive_for_engine, receive_from_engine, send
 
 
 def test_messages_arrive_as_they_were_sent() -> None:
@@ -23,11 +23,12 @@ def test_messages_arrive_as_they_were_sent() -> None:
 def test_an_answer_keeps_its_logprobs() -> None:
     ours, theirs = socket.socketpair()
     record = TokenLogprob(token_id=5, logprob=-0.5, top=((5, -0.5), (6, -1.5)))
+    refusal = Refused("b", "invalid_request", "no")
     answer = Finished("a", "é", "stop", 1, 0, 2, (record,), 0.5)
     with ours, theirs, ours.makefile("rb") as stream:
-        send(theirs, answer, Beat(1, 2))
+        send(theirs, answer, refusal)
         assert receive_from_engine(stream) == answer
-        assert receive_from_engine(stream) == Beat(1, 2)
+        assert receive_from_engine(stream) == refusal
 
 
 def test_a_frame_cut_short_is_an_end() -> None:

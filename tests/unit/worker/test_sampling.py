@@ -49,3 +49,6 @@ def test_a_model_that_says_nothing_is_greedy(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(CheckpointError, match="not JSON"):
         model_sampling(tmp_path)
+    (tmp_path / "generation_config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="not a JSON object"):
+        model_sampling(tmp_path)
