@@ -11,6 +11,7 @@ from model.families import FAMILIES, Family, Rope
 
 DeviceName = Literal["cpu", "cuda", "npu"]
 DTypeName = Literal["auto", "bfloat16", "float32", "float16"]
+AttentionMode = Literal["paged", "flash"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +101,14 @@ class EngineConfig:
     tensor_parallel_size: int = 1
     #: Longest prompt plus answer, in tokens; None is the model's own limit, or what the cache holds if less.
     max_model_len: int | None = None
+    #: `kind:factor` in place of the checkpoint's rope scaling: `dynamic:2.0`, `linear:4`, or `default`.
+    rope_scaling: str | None = None
+    #: paged: the KV cache in blocks. flash: each sequence has one contiguous stretch of max_model_len tokens.
+    attention: AttentionMode = "paged"
     #: Tokens per block of the paged KV cache.
     block_size: int = 32
+    #: Whether prompts share the blocks of what they begin with; None is yes, where attention is paged.
+    prefix_caching: bool | None = None
     #: Bytes of KV cache on each rank; None takes what max_num_seqs sequences of full length need,
     #: but at most the device's spare memory.
     kv_cache_bytes: int | None = None
@@ -109,6 +116,8 @@ class EngineConfig:
     max_num_seqs: int = 128
     #: Tokens of one step: decoded ones plus chunks of prompts.
     max_step_tokens: int = 2048
+    #: Read config.json alone and make the weights up: for measuring without a download.
+    random_weights: bool = False
     #: Port of the ranks' rendezvous on 127.0.0.1; None takes a free one.
     master_port: int | None = None
     #: Threads of each rank on CPU; None divides the CPUs of this process among the ranks.
@@ -119,6 +128,7 @@ class EngineConfig:
         for name, value, allowed in (
             ("dtype", self.dtype, get_args(DTypeName)),
             ("device", self.device, get_args(DeviceName)),
+            ("attention", self.attention, get_args(AttentionMode)),
         ):
             if value not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
@@ -127,6 +137,8 @@ class EngineConfig:
         for name in ("max_model_len", "kv_cache_bytes", "master_port", "num_threads"):
             if getattr(self, name) is not None:
                 _require_positive(name, getattr(self, name))
+        if self.attention == "flash" and self.prefix_caching:
+            raise ConfigError("prefix_caching needs attention paged: contiguous caches share nothing")
         if self.max_step_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_step_tokens ({self.max_step_tokens}) must be at least max_num_seqs "

@@ -12,6 +12,7 @@ from model.errors import InvalidParams
 FinishReason = Literal["stop", "length", "abort"]
 
 MAX_LOGPROBS = 20
+MAX_N = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,14 +23,27 @@ class SamplingParams:
     reproducible, alone and in any batch. Raises InvalidParams.
     """
 
+    #: Answers to the one prompt, each drawn anew.
+    n: int = 1
     #: Tokens to generate at most.
     max_tokens: int = 256
+    #: Tokens before which no stop token is generated.
+    min_tokens: int = 0
     #: 0 is greedy.
     temperature: float = 1.0
     #: Sample from the k likeliest tokens; 0 is all.
     top_k: int = 0
     #: Sample from the likeliest tokens whose probabilities add up to this.
     top_p: float = 1.0
+    #: Sample from the tokens that are at least this share as likely as the likeliest.
+    min_p: float = 0.0
+    #: Divides the logits of tokens in the prompt and the answer that are positive and multiplies the negative
+    #: ones (CTRL, arXiv 1909.05858); 1 is off.
+    repetition_penalty: float = 1.0
+    #: Taken from the logits of tokens that the answer has; OpenAI's, 0 is off.
+    presence_penalty: float = 0.0
+    #: Taken from the logits of tokens once for each time that the answer has them; OpenAI's, 0 is off.
+    frequency_penalty: float = 0.0
     #: None draws a fresh one.
     seed: int | None = None
     #: Strings that end the text; the text is cut before the first of them.
@@ -40,6 +54,10 @@ class SamplingParams:
     ignore_eos: bool = False
     #: Log-probabilities of the sampled token and of this many of the likeliest; None is none at all.
     logprobs: int | None = None
+    #: Tokens whose log-probabilities are wanted besides, whatever their rank; needs `logprobs`.
+    logprob_token_ids: tuple[int, ...] = ()
+    #: As `logprobs`, for each prompt token after the first.
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", _as_tuple("stop", self.stop))
@@ -88,6 +106,8 @@ class TokenLogprob:
     logprob: float
     #: The likeliest tokens with their log-probabilities, best first.
     top: tuple[tuple[int, float], ...]
+    #: Those of `logprob_token_ids`, in that order.
+    asked: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,12 +115,16 @@ class Completion:
     """The answer to one request."""
 
     request_id: str
+    #: Which of the request's `n` answers.
+    index: int = 0
     #: All generated tokens, the one that ended the answer included.
     token_ids: tuple[int, ...]
     #: Decoded without control tokens, cut before a stop string; empty if the model folder has no tokenizer.
     text: str
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] | None
+    #: Of each prompt token but the first.
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
     prompt_tokens: int
     #: Prompt tokens whose keys and values were found in the cache.
     cached_tokens: int
