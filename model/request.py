@@ -4,8 +4,9 @@ It owns the validation of parameters that needs no model; what depends on the mo
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from model.errors import InvalidParams
 
@@ -13,14 +14,17 @@ FinishReason = Literal["stop", "length", "abort"]
 
 MAX_LOGPROBS = 20
 MAX_N = 128
+MAX_LOGPROB_TOKENS = 64
+#: vLLM's (vllm/sampling_params.py, _SAMPLING_EPS).
+_GREEDY_BELOW = 1e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How one request is sampled and when it ends.
 
-    Temperature comes first, then top_k, then top_p over what top_k left. `seed` makes the request
-    reproducible, alone and in any batch. Raises InvalidParams.
+    Penalties come first, then temperature, min_p, top_k, and top_p over what these left. `seed` makes the
+    request reproducible, alone and in any batch. Raises InvalidParams.
     """
 
     #: Answers to the one prompt, each drawn anew.
@@ -59,34 +63,25 @@ class SamplingParams:
     #: As `logprobs`, for each prompt token after the first.
     prompt_logprobs: int | None = None
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken: at temperature 0, or so close to it as vLLM takes for 0."""
+        return self.temperature < _GREEDY_BELOW
+
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", _as_tuple("stop", self.stop))
-        object.__setattr__(self, "stop_token_ids", _as_tuple("stop_token_ids", self.stop_token_ids))
-        for name, holds, expected in (
-            ("max_tokens", _is_int(self.max_tokens, 1), "an integer >= 1"),
-            ("temperature", _is_number(self.temperature) and self.temperature >= 0, "a number >= 0"),
-            ("top_k", _is_int(self.top_k, 0), "an integer >= 0, where 0 is all tokens"),
-            ("top_p", _is_number(self.top_p) and 0 < self.top_p <= 1, "a number in (0, 1]"),
-            ("seed", self.seed is None or _is_int(self.seed), "an integer"),
-            (
-                "stop",
-                all(isinstance(text, str) and text for text in self.stop),
-                "a list of non-empty strings",
-            ),
-            (
-                "stop_token_ids",
-                all(_is_int(token, 0) for token in self.stop_token_ids),
-                "a list of token ids",
-            ),
-            ("ignore_eos", isinstance(self.ignore_eos, bool), "true or false"),
-            (
-                "logprobs",
-                self.logprobs is None or _is_int(self.logprobs, 0, MAX_LOGPROBS),
-                f"an integer from 0 to {MAX_LOGPROBS}",
-            ),
-        ):
-            if not holds:
+        for name in _LISTS:
+            object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
+        for name, (holds, expected) in _RULES.items():
+            if not holds(getattr(self, name)):
                 raise InvalidParams(f"{name} must be {expected}, not {getattr(self, name)!r}")
+        if self.min_tokens > self.max_tokens:
+            raise InvalidParams(f"min_tokens {self.min_tokens} is over max_tokens {self.max_tokens}")
+        if self.n > 1 and self.greedy:
+            raise InvalidParams(
+                f"n {self.n} answers at temperature 0 would be the same: raise the temperature"
+            )
+        if self.logprob_token_ids and self.logprobs is None:
+            raise InvalidParams("logprob_token_ids needs logprobs, which may be 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,5 +135,47 @@ def _is_int(value: object, least: float = -math.inf, most: float = math.inf) -> 
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: object, least: float = -math.inf, most: float = math.inf) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and least <= value <= most
+    )
+
+
+def _are_ids(value: Any, most: float = math.inf) -> bool:
+    return len(value) <= most and all(_is_int(token, 0) for token in value)
+
+
+_LISTS = ("stop", "stop_token_ids", "logprob_token_ids")
+_COUNT_OF_LOGPROBS = (
+    lambda value: value is None or _is_int(value, 0, MAX_LOGPROBS),
+    f"an integer from 0 to {MAX_LOGPROBS}",
+)
+#: What each parameter must be by itself.
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "n": (lambda value: _is_int(value, 1, MAX_N), f"an integer from 1 to {MAX_N}"),
+    "max_tokens": (lambda value: _is_int(value, 1), "an integer >= 1"),
+    "min_tokens": (lambda value: _is_int(value, 0), "an integer >= 0"),
+    "temperature": (lambda value: _is_number(value, 0), "a number >= 0"),
+    "top_k": (lambda value: _is_int(value, 0), "an integer >= 0, where 0 is all tokens"),
+    "top_p": (lambda value: _is_number(value, 0, 1) and value > 0, "a number in (0, 1]"),
+    "min_p": (lambda value: _is_number(value, 0, 1), "a number from 0 to 1"),
+    "repetition_penalty": (lambda value: _is_number(value) and value > 0, "a number > 0, where 1 is off"),
+    "presence_penalty": (lambda value: _is_number(value, -2, 2), "a number from -2 to 2"),
+    "frequency_penalty": (lambda value: _is_number(value, -2, 2), "a number from -2 to 2"),
+    "seed": (lambda value: value is None or _is_int(value), "an integer"),
+    "stop": (
+        lambda value: all(isinstance(text, str) and text for text in value),
+        "a list of non-empty strings",
+    ),
+    "stop_token_ids": (_are_ids, "a list of token ids"),
+    "ignore_eos": (lambda value: isinstance(value, bool), "true or false"),
+    "logprobs": _COUNT_OF_LOGPROBS,
+    "logprob_token_ids": (
+        lambda value: _are_ids(value, MAX_LOGPROB_TOKENS),
+        f"a list of {MAX_LOGPROB_TOKENS} token ids at most",
+    ),
+    "prompt_logprobs": _COUNT_OF_LOGPROBS,
+}

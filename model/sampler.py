@@ -1,102 +1,156 @@
-"""Logits → tokens, vectorised over the batch: greedy, temperature, top_k, top_p, and log-probabilities.
+"""Logits → tokens and log-probabilities, vectorised over the batch and on the logits' own device.
 
 A token is drawn by inverting the cumulative distribution at one uniform number, which depends only on the
-request's seed and the position. So a seeded request draws the same alone and in any batch.
+answer's seed and the position; each row is computed by itself. So a seeded answer is the same alone and in
+any batch. The order is vLLM's (vllm/v1/sample/sampler.py): bans, penalties, temperature, min_p, top_k, top_p.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.draws import Draws, Edits, uniforms
 from model.request import TokenLogprob
 
-#: Tokens that are sorted at first for top_p; rows whose mass they do not cover sort the whole vocabulary.
+#: Tokens that are sorted at first; rows that these do not settle sort the whole vocabulary.
 _LIKELIEST = 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Draws:
-    """How each row of logits is sampled, [rows] each."""
-
-    temperature: NDArray[np.float32]
-    top_k: NDArray[np.int64]
-    top_p: NDArray[np.float32]
-    seed: NDArray[np.uint64]
-    #: Tokens that the request has generated so far.
-    position: NDArray[np.uint64]
+#: Rows whose log-probabilities are computed at a time: bounds the memory that a long prompt's take.
+_LOGPROB_ROWS = 128
 
 
 def sample(logits: Tensor, draws: Draws) -> Tensor:
-    """Float32 logits [rows, vocabulary] → token ids [rows]."""
-    tokens = logits.argmax(-1)
-    drawn = draws.temperature > 0
-    truncated = (draws.top_k > 0) | (draws.top_p < 1)
-    for chosen, draw in ((drawn & ~truncated, _draw), (drawn & truncated, _draw_truncated)):
+    """Float32 logits [rows, vocabulary] → token ids, int64 [rows].
+
+    The logits stay as they are: log-probabilities are of the model's own distribution.
+    """
+    greedy = draws.temperature == 0
+    edits = draws.edits
+    if greedy.all() and not len(edits.row) and not len(edits.banned_row):
+        return logits.argmax(-1)
+    truncated = (draws.top_k > 0) | (draws.top_p < 1) | (draws.min_p > 0)
+    tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    for chosen, choose in (
+        (greedy, _likeliest),
+        (~greedy & ~truncated, _draw),
+        (~greedy & truncated, _draw_truncated),
+    ):
         if chosen.any():
-            rows = torch.from_numpy(np.flatnonzero(chosen)).to(logits.device)
-
-            def per_row(values: NDArray[np.float32 | np.int64], chosen: NDArray[np.bool_] = chosen) -> Tensor:
-                return torch.from_numpy(values[chosen]).to(logits.device)[:, None]
-
-            scaled = logits[rows] / per_row(draws.temperature)
-            chances = per_row(uniforms(draws.seed, draws.position))
-            tokens[rows] = draw(scaled, chances, per_row(draws.top_k), per_row(draws.top_p))
+            rows = _on(logits, np.flatnonzero(chosen))
+            part = draws.of(chosen)
+            tokens[rows] = choose(_edit(logits[rows], part.edits), part)
     return tokens
 
 
-def logprobs(logits: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[TokenLogprob]:
-    """The log-probabilities of each row's token and of its `count` likeliest."""
-    values = logits.log_softmax(-1)
-    chosen = values.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0]
-    top = values.topk(max(counts))
+def logprobs(
+    logits: Tensor, tokens: Sequence[int], counts: Sequence[int], asked: Sequence[tuple[int, ...]] = ()
+) -> list[TokenLogprob]:
+    """The log-probabilities of each row's token, of its `count` likeliest and of those asked for, if any.
+
+    Of the model's distribution, before bans, penalties and temperature: vLLM's `raw_logprobs`.
+    """
+    wanted = asked or [()] * len(tokens)
     return [
-        TokenLogprob(token_id=token, logprob=logprob, top=tuple(zip(ids[:count], best[:count], strict=True)))
-        for token, count, logprob, ids, best in zip(
-            tokens, counts, chosen.tolist(), top.indices.tolist(), top.values.tolist(), strict=True
-        )
+        record
+        for start in range(0, len(tokens), _LOGPROB_ROWS)
+        for part in [slice(start, start + _LOGPROB_ROWS)]
+        for record in _logprobs(logits[part], tokens[part], counts[part], wanted[part])
     ]
 
 
-def uniforms(seed: NDArray[np.uint64], position: NDArray[np.uint64]) -> NDArray[np.float32]:
-    """A number in [0, 1) for each seed and position: 24 bits of splitmix64 (Steele et al., OOPSLA 2014)."""
-    with np.errstate(over="ignore"):
-        state = _mix(seed) + (position + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        return ((_mix(state) >> np.uint64(40)) * 2.0**-24).astype(np.float32)
+def _logprobs(
+    logits: Tensor, tokens: Sequence[int], counts: Sequence[int], asked: Sequence[tuple[int, ...]]
+) -> Iterator[TokenLogprob]:
+    values = logits.log_softmax(-1)
+    sizes = [1 + len(ids) for ids in asked]
+    rows = np.repeat(np.arange(len(sizes)), sizes)
+    named = np.array([token for own, ids in zip(tokens, asked, strict=True) for token in (own, *ids)])
+    found = iter(values[_on(logits, rows), _on(logits, named)].tolist())
+    top = values.topk(max(counts))
+    for token, count, ids, likeliest, best in zip(
+        tokens, counts, asked, top.indices.tolist(), top.values.tolist(), strict=True
+    ):
+        yield TokenLogprob(
+            token_id=token,
+            logprob=next(found),
+            top=tuple(zip(likeliest[:count], best[:count], strict=True)),
+            asked=tuple((one, next(found)) for one in ids),
+        )
 
 
-def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
+def _edit(logits: Tensor, edits: Edits) -> Tensor:
+    """Penalize and ban in place, and return the same tensor.
+
+    Repetition: CTRL (arXiv 1909.05858), as transformers' RepetitionPenaltyLogitsProcessor has it. Presence
+    and frequency: https://platform.openai.com/docs/advanced-usage, "Frequency and presence penalties".
+    """
+    if len(edits.row):
+        places = _on(logits, edits.row), _on(logits, edits.token)
+        factor = _on(logits, edits.factor)
+        values = logits[places]
+        values = torch.where(values > 0, values / factor, values * factor)
+        logits[places] = values - _on(logits, edits.less)
+    if len(edits.banned_row):
+        logits[_on(logits, edits.banned_row), _on(logits, edits.banned_token)] = -math.inf
+    return logits
 
 
-def _draw(scaled: Tensor, chances: Tensor, *_limits: Tensor) -> Tensor:
-    """From the whole vocabulary."""
-    return _invert(scaled.softmax(-1), chances)[:, 0]
+def _likeliest(logits: Tensor, _draws: Draws) -> Tensor:
+    return logits.argmax(-1)
 
 
-def _draw_truncated(scaled: Tensor, chances: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """From the top_k likeliest, and of those from the likeliest that make up top_p of their mass."""
-    vocabulary = scaled.shape[-1]
-    top_k = torch.where(top_k > 0, top_k, vocabulary).clamp_(max=vocabulary)
-    log_sum = scaled.logsumexp(-1, keepdim=True)
-    limited = top_k[top_k < vocabulary]
-    width = min(vocabulary, max([_LIKELIEST, *limited.tolist()]))
-    while True:
-        values, ids = scaled.topk(width)
-        weights = (values - log_sum).exp_()
-        weights *= torch.arange(width, device=scaled.device) < top_k
-        cumulative = weights.cumsum(-1)
-        wanted = top_p * torch.where(top_k <= width, cumulative[:, -1:], 1.0)
-        if width == vocabulary or (cumulative[:, -1:] >= wanted).all():
-            break
-        width = vocabulary
-    weights *= cumulative - weights < wanted
-    return ids.gather(1, _invert(weights, chances))[:, 0]
+def _draw(logits: Tensor, draws: Draws) -> Tensor:
+    """From the whole vocabulary. The logits are used up."""
+    weights, chances = _weights(logits, draws)
+    return _invert(weights, chances)[:, 0]
+
+
+def _draw_truncated(logits: Tensor, draws: Draws) -> Tensor:
+    """From what min_p, top_k and top_p leave. The logits are used up."""
+    vocabulary = logits.shape[-1]
+    weights, chances = _weights(logits, draws)
+    top_k = np.where(draws.top_k > 0, draws.top_k, vocabulary).clip(max=vocabulary)
+    limits = (
+        chances,
+        _on(logits, top_k)[:, None],
+        _on(logits, np.stack((draws.top_p, draws.min_p), axis=1)),
+    )
+    tokens, settled = _draw_likeliest(weights, *limits, width=min(_LIKELIEST, vocabulary))
+    if vocabulary > _LIKELIEST and not settled.all():
+        rest = ~settled
+        tokens[rest], _ = _draw_likeliest(weights[rest], *(limit[rest] for limit in limits), width=vocabulary)
+    return tokens
+
+
+def _draw_likeliest(
+    weights: Tensor, chances: Tensor, top_k: Tensor, shares: Tensor, *, width: int
+) -> tuple[Tensor, Tensor]:
+    """Draws by the `width` likeliest tokens, [rows], and whether these hold all that can be drawn, [rows].
+
+    min_p and top_k come first; top_p is a share of the mass that they leave, as in vLLM.
+    """
+    vocabulary = weights.shape[-1]
+    top_p, min_p = shares[:, :1], shares[:, 1:]
+    values, ids = weights.topk(width)
+    least = min_p * values[:, :1]
+    # What is kept of the sorted tokens is a beginning, and it may end beyond the width.
+    ends = (top_k <= width) | (values[:, -1:] < least) | (width == vocabulary)
+    values *= (values >= least) & (torch.arange(width, device=weights.device) < top_k)
+    cumulative = values.cumsum(-1)
+    kept = cumulative[:, -1:]
+    wanted = top_p * torch.where(ends, kept, 1.0)
+    values *= cumulative - values < wanted
+    settled = ends | ((top_k == vocabulary) & (min_p == 0) & (kept >= wanted))
+    return ids.gather(1, _invert(values, chances))[:, 0], settled[:, 0]
+
+
+def _weights(logits: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Probabilities [rows, vocabulary], and the numbers that draw from them, [rows, 1]."""
+    numbers = _on(logits, np.stack((draws.temperature, uniforms(draws.seed, draws.position)), axis=1))
+    return logits.div_(numbers[:, :1]).softmax(-1), numbers[:, 1:]
 
 
 def _invert(weights: Tensor, chances: Tensor) -> Tensor:
@@ -105,3 +159,7 @@ def _invert(weights: Tensor, chances: Tensor) -> Tensor:
     total = cumulative[:, -1:].contiguous()
     index = torch.searchsorted(cumulative, total * chances, right=True)
     return torch.minimum(index, torch.searchsorted(cumulative, total))
+
+
+def _on(logits: Tensor, values: NDArray[np.float32] | NDArray[np.int64]) -> Tensor:
+    return torch.from_numpy(values).to(logits.device)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.sampler import Draws, logprobs, sample, uniforms
+from model.draws import Draws, uniforms
+from model.sampler import logprobs, sample
 
 ROWS = 20_000
 
@@ -18,6 +19,7 @@ def draws(
         temperature=np.full(rows, temperature, np.float32),
         top_k=np.full(rows, top_k),
         top_p=np.full(rows, top_p, np.float32),
+        min_p=np.zeros(rows, np.float32),
         seed=np.arange(rows, dtype=np.uint64) if seed is None else np.full(rows, seed, np.uint64),
         position=np.zeros(rows, np.uint64),
     )
