@@ -137,7 +137,7 @@ class EngineLogits:
     def __init__(self, folder: Path) -> None:
         config = EngineConfig(path=folder, dtype="float32", num_threads=_THREADS, block_size=_BLOCK_SIZE)
         self._runner = Runner(config, ModelConfig.load(folder), rank=0)
-        self._runner.allocate_cache(_BLOCKS)
+        self._runner.allocate_cache(_BLOCKS, _BLOCK_SIZE)
 
     def of(self, tokens: Sequence[int]) -> torch.Tensor:
         """Logits [tokens, vocabulary] of a sequence that runs in chunks of `_CHUNK` tokens."""

@@ -18,6 +18,9 @@ Ints = NDArray[np.int32]
 #: Tokens, sequences, columns of the block table, logit rows.
 HEADER_SIZE = 4
 
+#: The block that no sequence has where blocks are shared: a place for what need not be kept.
+NULL_BLOCK = 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -31,6 +34,8 @@ class Batch:
     context_lens: Ints
     #: Its original prompt, [sequences]: what dynamic rope goes by.
     prompt_lens: Ints
+    #: Its first position whose key and value are written; those before are in the cache, [sequences].
+    write_starts: Ints
     #: [sequences, blocks of the longest], zero-padded.
     block_tables: Ints
     #: Positions in `token_ids` whose logits are wanted, [rows].
@@ -38,7 +43,7 @@ class Batch:
 
     @classmethod
     def of(cls, chunks: Seq[Chunk], block_size: int) -> "Batch":
-        """Pack chunks in the order of `decode_first`; the last token of each that samples gets logits."""
+        """Pack chunks in the order of `decode_first`."""
         query_lens = np.array([chunk.num_tokens for chunk in chunks], np.int32)
         starts = [chunk.sequence.num_computed for chunk in chunks]
         context_lens = np.array(starts, np.int32) + query_lens
@@ -48,14 +53,19 @@ class Batch:
             blocks = chunk.sequence.blocks[: -(-end // block_size)]
             table[: len(blocks)] = blocks
             tokens += chunk.sequence.tokens[start:end]
-        samples = np.array([chunk.samples for chunk in chunks])
+        rows = [
+            position + offset
+            for chunk, offset in zip(chunks, (np.cumsum(query_lens) - context_lens).tolist(), strict=True)
+            for position in chunk.logit_positions
+        ]
         return cls(
             token_ids=np.array(tokens, np.int32),
             query_lens=query_lens,
             context_lens=context_lens,
             prompt_lens=np.array([chunk.sequence.prompt_len for chunk in chunks], np.int32),
+            write_starts=np.array([chunk.sequence.num_found for chunk in chunks], np.int32),
             block_tables=tables,
-            logit_rows=(np.cumsum(query_lens, dtype=np.int32) - 1)[samples],
+            logit_rows=np.array(rows, np.int32),
         )
 
     @cached_property
@@ -80,6 +90,8 @@ class Batch:
         """What attention needs to know of this step."""
         rows = np.repeat(np.arange(len(self.query_lens)), self.query_lens)
         blocks = self.block_tables[rows, self.positions // block_size].astype(np.int64)
+        # What is cached already is others' too: it is written where nobody reads.
+        blocks[self.positions < np.repeat(self.write_starts, self.query_lens)] = NULL_BLOCK
         return AttentionMetadata(
             num_decodes=int((self.query_lens == 1).sum()),
             query_starts=self.query_starts,
@@ -97,6 +109,7 @@ class Batch:
             self.query_lens,
             self.context_lens,
             self.prompt_lens,
+            self.write_starts,
             self.block_tables.ravel(),
             self.logit_rows,
         )
@@ -106,21 +119,22 @@ class Batch:
     def body_size(header: Ints) -> int:
         """Numbers in the body that belongs to this header."""
         tokens, sequences, width, rows = header.tolist()
-        return int(tokens + 3 * sequences + sequences * width + rows)
+        return int(tokens + 4 * sequences + sequences * width + rows)
 
     @classmethod
     def decode(cls, header: Ints, body: Ints) -> "Batch":
         """The inverse of `encode`."""
         tokens, sequences, width, rows = header.tolist()
-        sizes = (tokens, sequences, sequences, sequences, sequences * width, rows)
+        sizes = (tokens, *[sequences] * 4, sequences * width, rows)
         parts = np.split(body, np.cumsum(sizes)[:-1])
         return cls(
             token_ids=parts[0],
             query_lens=parts[1],
             context_lens=parts[2],
             prompt_lens=parts[3],
-            block_tables=parts[4].reshape(sequences, width),
-            logit_rows=parts[5],
+            write_starts=parts[4],
+            block_tables=parts[5].reshape(sequences, width),
+            logit_rows=parts[6],
         )
 
 

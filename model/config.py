@@ -1,13 +1,14 @@
 """What the engine is told: ModelConfig from a checkpoint's files, EngineConfig from the caller. No torch."""
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from model.errors import CheckpointError, ConfigError, UnsupportedModelError
-from model.families import FAMILIES, Family, Rope
+from model.families import FAMILIES, Family, Rope, RopeKind
 
 DeviceName = Literal["cpu", "cuda", "npu"]
 DTypeName = Literal["auto", "bfloat16", "float32", "float16"]
@@ -35,6 +36,15 @@ class ModelConfig:
     tied_head: bool
     dtype: DTypeName
     eos_token_ids: frozenset[int]
+
+    @classmethod
+    def of(cls, config: "EngineConfig") -> "ModelConfig":
+        """The model that an engine runs: its folder's, with what the settings change. Raises as `load`."""
+        model = cls.load(config.path)
+        if config.rope_scaling is None:
+            return model
+        kind, factor = parse_rope_scaling(config.rope_scaling)
+        return replace(model, rope=replace(model.rope, kind=kind, factor=factor))
 
     @classmethod
     def load(cls, folder: Path) -> "ModelConfig":
@@ -137,6 +147,8 @@ class EngineConfig:
         for name in ("max_model_len", "kv_cache_bytes", "master_port", "num_threads"):
             if getattr(self, name) is not None:
                 _require_positive(name, getattr(self, name))
+        if self.rope_scaling is not None:
+            parse_rope_scaling(self.rope_scaling)
         if self.attention == "flash" and self.prefix_caching:
             raise ConfigError("prefix_caching needs attention paged: contiguous caches share nothing")
         if self.max_step_tokens < self.max_num_seqs:
@@ -144,6 +156,25 @@ class EngineConfig:
                 f"max_step_tokens ({self.max_step_tokens}) must be at least max_num_seqs "
                 f"({self.max_num_seqs}): each running sequence decodes one token a step"
             )
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether sequences may hold the same block."""
+        return self.attention == "paged" and self.prefix_caching is not False
+
+
+def parse_rope_scaling(text: str) -> tuple[RopeKind, float]:
+    """`dynamic:2.0` → its kind and factor. Raises ConfigError."""
+    kind, _, number = text.partition(":")
+    try:
+        factor = float(number or "1")
+    except ValueError:
+        factor = math.nan
+    if kind not in get_args(RopeKind) or not 1 <= factor < math.inf or (kind == "linear" and not number):
+        raise ConfigError(
+            f"rope_scaling must be default, linear:FACTOR or dynamic:FACTOR with a factor >= 1, not {text!r}"
+        )
+    return kind, factor  # type: ignore[return-value]
 
 
 def _require_positive(name: str, value: object) -> None:

@@ -5,8 +5,9 @@ caller's thread and does nothing between calls.
 """
 
 import os
+from collections.abc import Hashable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +15,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.answer import Answer
-from model.batch import Batch, decode_first
+from model.batch import NULL_BLOCK, Batch, decode_first
 from model.chat import Chat
 from model.config import EngineConfig, ModelConfig
-from model.errors import InvalidParams, InvalidPrompt, PromptTooLong
+from model.draws import TokenCounts, draws, seed_of
+from model.errors import InvalidParams, InvalidPrompt, PromptTooLong, RankError
 from model.kv_cache import BlockPool
+from model.live import Live
 from model.parallel import Shard
+from model.prefix import BlockKeys
 from model.ranks import Ranks
 from model.request import Completion, FinishReason, Request, TokenLogprob
+from model.rope import alike, base_of
 from model.runner import Runner, join, open_store, settings_line
-from model.sampler import Draws, logprobs, sample
+from model.sampler import logprobs, sample
 from model.scheduler import Chunk, Scheduler, Sequence
 
-_SEED_BITS = 64
 #: How long a broken collective waits for the rank that broke it to be reaped.
 _REAP_SECONDS = 5.0
 
@@ -39,21 +43,13 @@ class EngineStats:
     waiting: int
     used_blocks: int
     total_blocks: int
+    #: Of finished prompts, those found in the cache included.
     prompt_tokens: int
+    #: Prompt tokens that were found in the cache.
+    cached_tokens: int
     generated_tokens: int
     steps: int
     preemptions: int
-
-
-@dataclass(slots=True)
-class _Live:
-    """An unfinished request."""
-
-    request: Request
-    sequence: Sequence
-    answer: Answer
-    seed: int
-    logprobs: list[TokenLogprob] = field(default_factory=list)
 
 
 class Engine:
@@ -61,39 +57,44 @@ class Engine:
 
     def __init__(self, config: EngineConfig) -> None:
         """Load the model on all ranks. Raises ModelError: see errors.py."""
-        model = ModelConfig.load(config.path)
+        model = ModelConfig.of(config)
         Shard.of(model, 0, config.tensor_parallel_size)
         chat = _load_chat(config.path)
         self.config = config
-        self.vocab_size = model.vocab_size
+        self.model = model
         self.tokenizer = chat.tokenizer if chat else None
         self.chat = chat
         self.stop_token_ids = chat.stop_token_ids if chat else model.eos_token_ids
         self._ranks: Ranks | None = None
-        self._live: dict[str, _Live] = {}
-        self._prompt_tokens = self._generated_tokens = self._steps = 0
+        self._lost: RankError | None = None
+        #: By the ids of their sequences: the request's and the answer's index.
+        self._live: dict[Hashable, Live] = {}
+        #: Unfinished answers of each request, by their index.
+        self._unfinished: dict[str, list[int]] = {}
+        self._prompt_tokens = self._cached_tokens = self._generated_tokens = self._steps = 0
         try:
-            self._start(model)
+            self._start()
         except BaseException:
             self.close()
             raise
 
-    def _start(self, model: ModelConfig) -> None:
+    def _start(self) -> None:
         config = self.config
         if config.tensor_parallel_size > 1:
             self._store = open_store(config.master_port)
             self._ranks = Ranks(config.tensor_parallel_size, self._store.port, settings_line(config))
-        self._runner = Runner(config, model, rank=0)
+        self._runner = Runner(config, self.model, rank=0)
         if self._ranks:
             join(self._runner, self._store, self._ranks)
-        plan = self._runner.plan_cache(model.rope.max_position)
-        self._runner.allocate_cache(plan.num_blocks)
+        plan = self._runner.plan_cache(self.model.rope.max_position)
+        reserved = NULL_BLOCK + 1 if config.shares_prefixes else 0
+        self._runner.allocate_cache(plan.num_blocks + reserved, plan.block_size)
         #: Longest prompt plus answer, in tokens.
         self.max_model_len = plan.max_model_len
-        self._pool = BlockPool(plan.num_blocks)
+        self._pool = BlockPool(plan.num_blocks, first=reserved)
         self._scheduler = Scheduler(
             self._pool,
-            block_size=config.block_size,
+            block_size=plan.block_size,
             max_num_seqs=config.max_num_seqs,
             max_step_tokens=config.max_step_tokens,
         )
@@ -105,13 +106,36 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises InvalidParams, InvalidPrompt or PromptTooLong, and then is as before."""
-        prompt, params = request.prompt_token_ids, request.params
-        if request.id in self._live:
+        self._validate(request)
+        params = request.params
+        seed = params.seed if params.seed is not None else int.from_bytes(os.urandom(8), "little")
+        stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.stop_token_ids)
+        prompt_logprobs: list[TokenLogprob] = []
+        self._unfinished[request.id] = list(range(params.n))
+        for index in range(params.n):
+            live = Live(
+                request=request,
+                index=index,
+                sequence=self._sequence(request, index),
+                answer=Answer(params, self.stop_token_ids, self.tokenizer),
+                seed=seed_of(seed, index),
+                stop_token_ids=stops,
+                counts=TokenCounts.wanted(params, request.prompt_token_ids),
+                prompt_logprobs=prompt_logprobs,
+            )
+            self._live[request.id, index] = live
+            self._scheduler.add(live.sequence)
+
+    def _validate(self, request: Request) -> None:
+        prompt, params, vocabulary = request.prompt_token_ids, request.params, self.model.vocab_size
+        if request.id in self._unfinished:
             raise InvalidParams(f"request id {request.id!r} is in use by an unfinished request")
         if not prompt:
             raise InvalidPrompt("the prompt is empty; it needs at least one token")
-        if not all(isinstance(token, int) and 0 <= token < self.vocab_size for token in prompt):
-            raise InvalidPrompt(f"the prompt holds a token id outside the vocabulary of {self.vocab_size}")
+        if not all(isinstance(token, int) and 0 <= token < vocabulary for token in prompt):
+            raise InvalidPrompt(f"the prompt holds a token id outside the vocabulary of {vocabulary}")
+        if any(token >= vocabulary for token in params.logprob_token_ids):
+            raise InvalidParams(f"logprob_token_ids holds an id outside the vocabulary of {vocabulary}")
         if len(prompt) + params.max_tokens > self.max_model_len:
             raise PromptTooLong(
                 f"{len(prompt)} prompt tokens and max_tokens {params.max_tokens} exceed the context of "
@@ -121,40 +145,46 @@ class Engine:
             raise InvalidParams(
                 "stop strings need a tokenizer, which the model folder lacks; use stop_token_ids"
             )
-        sequence = Sequence(id=request.id, tokens=list(prompt), prompt_len=len(prompt))
-        seed = params.seed if params.seed is not None else int.from_bytes(os.urandom(8), "little")
-        self._live[request.id] = _Live(
-            request=request,
-            sequence=sequence,
-            answer=Answer(params, self.stop_token_ids, self.tokenizer),
-            seed=seed % 2**_SEED_BITS,
+
+    def _sequence(self, request: Request, index: int) -> Sequence:
+        prompt, model = request.prompt_token_ids, self.model
+        keys = None
+        if self.config.shares_prefixes:
+            base = base_of(model.rope, model.head_dim, len(prompt))
+            keys = BlockKeys(self._scheduler.block_size, base, alike(model.rope, len(prompt)))
+        return Sequence(
+            id=(request.id, index),
+            tokens=list(prompt),
+            prompt_len=len(prompt),
+            keys=keys,
+            num_scored=None if request.params.prompt_logprobs is None or index else 0,
         )
-        self._scheduler.add(sequence)
 
     def step(self) -> list[Completion]:
-        """Compute one batch and return the requests that it finished. Raises RankError if a rank is gone."""
+        """Compute one batch and return the answers that it finished. Raises RankError if a rank is gone."""
         chunks = decode_first(self._scheduler.schedule())
         if not chunks:
             return []
-        batch = Batch.of(chunks, self.config.block_size)
-        sampled = [self._live[chunk.sequence.id] for chunk in chunks if chunk.samples]
-        tokens, records = self._sample(batch, sampled)
+        logits = self._execute(Batch.of(chunks, self._scheduler.block_size))
         self._steps += 1
+        ends = np.cumsum([len(chunk.logit_positions) for chunk in chunks])
+        for chunk, end in zip(chunks, ends.tolist(), strict=True):
+            if chunk.sequence.num_scored is not None:
+                self._score(chunk, logits[end - len(chunk.logit_positions) : end])
+        samples = [chunk.samples for chunk in chunks]
+        sampled = [self._live[chunk.sequence.id] for chunk in chunks if chunk.samples]
         self._advance(chunks)
-        finished = []
-        for live, token, record in zip(sampled, tokens, records, strict=True):
-            live.sequence.tokens.append(token)
-            self._generated_tokens += 1
-            if record is not None:
-                live.logprobs.append(record)
-            if reason := live.answer.accept(token, live.sequence.num_generated):
-                finished.append(self._finish(live, reason))
-        return finished
+        return self._continue(sampled, logits if len(sampled) == len(logits) else logits[ends[samples] - 1])
 
-    def abort(self, request_id: str) -> Completion | None:
-        """Drop a request and return what it has so far; None if it is unknown or finished."""
-        live = self._live.get(request_id)
-        return self._finish(live, "abort") if live else None
+    def abort(self, request_id: str) -> list[Completion]:
+        """Drop a request and return what its unfinished answers have; none if it is unknown or done."""
+        indices = self._unfinished.get(request_id, ())
+        return [self._finish(self._live[request_id, index], "abort") for index in tuple(indices)]
+
+    def progress(self, request_id: str, index: int = 0) -> tuple[int, ...]:
+        """The tokens that an unfinished answer has so far. Raises KeyError for one that is not unfinished."""
+        sequence = self._live[request_id, index].sequence
+        return tuple(sequence.tokens[sequence.prompt_len :])
 
     def stats(self) -> EngineStats:
         """Counters, cheap enough to read after each step."""
@@ -164,6 +194,7 @@ class Engine:
             used_blocks=self._pool.num_blocks - self._pool.num_free,
             total_blocks=self._pool.num_blocks,
             prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
             generated_tokens=self._generated_tokens,
             steps=self._steps,
             preemptions=self._scheduler.num_preemptions,
@@ -177,66 +208,83 @@ class Engine:
             if dist.is_initialized():
                 dist.destroy_process_group()
 
-    def _sample(self, batch: Batch, sampled: Seq[_Live]) -> tuple[list[int], list[TokenLogprob | None]]:
-        """The next token of each sampled request, and its log-probabilities where they are wanted."""
-        logits = self._execute(batch)
-        tokens = sample(logits, _draws(sampled)).tolist()
-        records: list[TokenLogprob | None] = [None] * len(tokens)
-        counts = {
-            row: count
-            for row, live in enumerate(sampled)
-            if (count := live.request.params.logprobs) is not None
-        }
-        if counts:
-            rows = list(counts)
-            found = logprobs(logits[rows], [tokens[row] for row in rows], list(counts.values()))
-            for row, record in zip(rows, found, strict=True):
-                records[row] = record
-        return tokens, records
-
     def _execute(self, batch: Batch) -> Tensor:
-        """Logits of the sampled rows. Raises RankError."""
-        if self._ranks:
+        """Logits of the wanted rows. Raises RankError, and then the other ranks are ended."""
+        if self._lost:
+            raise self._lost
+        if not self._ranks:
+            return self._runner.lead(batch)
+        try:
             self._ranks.check()
+            return self._lead(batch, self._ranks)
+        except RankError as error:
+            self._lost = error
+            self.close()
+            raise
+
+    def _lead(self, batch: Batch, ranks: Ranks) -> Tensor:
         try:
             return self._runner.lead(batch)
         except RuntimeError:  # torch's only kind, also for a collective that lost a peer
-            if self._ranks:
-                self._ranks.check(_REAP_SECONDS)
+            ranks.check(_REAP_SECONDS)
             raise
+
+    def _score(self, chunk: Chunk, logits: Tensor) -> None:
+        """Log-probabilities of the prompt tokens that follow the chunk's, from its rows of the logits."""
+        sequence, live = chunk.sequence, self._live[chunk.sequence.id]
+        first = chunk.logit_positions.start
+        tokens = sequence.tokens[first + 1 : min(sequence.prompt_len, chunk.logit_positions.stop + 1)]
+        count = live.request.params.prompt_logprobs
+        assert count is not None  # noqa: S101 - that is why it is scored
+        if tokens and first >= len(live.prompt_logprobs):
+            nothing = [()] * len(tokens)
+            live.prompt_logprobs += logprobs(logits[: len(tokens)], tokens, [count] * len(tokens), nothing)
+        sequence.num_scored = len(live.prompt_logprobs)
 
     def _advance(self, chunks: Seq[Chunk]) -> None:
         for chunk in chunks:
             sequence = chunk.sequence
             if sequence.num_computed < sequence.prompt_len == sequence.num_computed + chunk.num_tokens:
                 self._prompt_tokens += sequence.prompt_len
+                self._cached_tokens += sequence.num_cached or 0
             sequence.num_computed += chunk.num_tokens
 
-    def _finish(self, live: _Live, reason: FinishReason) -> Completion:
-        sequence = live.sequence
-        self._scheduler.remove(sequence.id)
-        del self._live[sequence.id]
-        token_ids = sequence.tokens[sequence.prompt_len :]
-        return Completion(
-            request_id=sequence.id,
-            token_ids=tuple(token_ids),
-            text=live.answer.text(token_ids),
-            finish_reason=reason,
-            logprobs=None if live.request.params.logprobs is None else tuple(live.logprobs),
-            prompt_tokens=sequence.prompt_len,
-            cached_tokens=0,
-        )
+    def _continue(self, sampled: Seq[Live], logits: Tensor) -> list[Completion]:
+        """Give each answer its next token from its row of logits; return those that it ends."""
+        if not sampled:
+            return []
+        tokens = sample(logits, draws([live.row for live in sampled])).tolist()
+        records = self._records(sampled, logits, tokens)
+        self._generated_tokens += len(tokens)
+        finished = []
+        for row, (live, token) in enumerate(zip(sampled, tokens, strict=True)):
+            if reason := live.accept(token, records.get(row)):
+                finished.append(self._finish(live, reason))
+        return finished
 
+    def _records(self, sampled: Seq[Live], logits: Tensor, tokens: Seq[int]) -> dict[int, TokenLogprob]:
+        """The log-probabilities of the rows for which they are wanted."""
+        wanted = {
+            row: live.request.params
+            for row, live in enumerate(sampled)
+            if live.request.params.logprobs is not None
+        }
+        if not wanted:
+            return {}
+        rows = list(wanted)
+        counts = [params.logprobs or 0 for params in wanted.values()]
+        asked = [params.logprob_token_ids for params in wanted.values()]
+        found = logprobs(logits[rows], [tokens[row] for row in rows], counts, asked)
+        return dict(zip(rows, found, strict=True))
 
-def _draws(sampled: Seq[_Live]) -> Draws:
-    params = [live.request.params for live in sampled]
-    return Draws(
-        temperature=np.array([one.temperature for one in params], np.float32),
-        top_k=np.array([one.top_k for one in params], np.int64),
-        top_p=np.array([one.top_p for one in params], np.float32),
-        seed=np.array([live.seed for live in sampled], np.uint64),
-        position=np.array([live.sequence.num_generated for live in sampled], np.uint64),
-    )
+    def _finish(self, live: Live, reason: FinishReason) -> Completion:
+        self._scheduler.remove(live.sequence.id)
+        del self._live[live.request.id, live.index]
+        others = self._unfinished[live.request.id]
+        others.remove(live.index)
+        if not others:
+            del self._unfinished[live.request.id]
+        return live.completion(reason)
 
 
 def _load_chat(folder: Path) -> Chat | None:

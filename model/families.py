@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+RopeKind = Literal["default", "linear", "dynamic"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rope:
@@ -17,7 +19,7 @@ class Rope:
     """
 
     theta: float
-    kind: Literal["default", "linear", "dynamic"] = "default"
+    kind: RopeKind = "default"
     factor: float = 1.0
     max_position: int
     #: dynamic: a decoded token stretches the base further (n = its position + 1), or keeps the prompt's.

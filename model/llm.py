@@ -27,6 +27,8 @@ class LLM:
     ) -> list[Completion]:
         """Completions in the order of the prompts, which share `params` or have one each.
 
+        A prompt whose params ask for n answers has n completions, one after another.
+
         Raises RequestError for the first prompt that the engine refuses, and then generates nothing.
         """
         each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else params
@@ -35,18 +37,22 @@ class LLM:
                 f"{len(prompts)} prompts and {len(each)} params: give one for all, or one for each"
             )
         ids = [str(number) for number in range(len(prompts))]
-        finished: dict[str, Completion] = {}
+        finished: dict[tuple[str, int], Completion] = {}
         try:
             for request_id, prompt, own in zip(ids, prompts, each, strict=True):
                 tokens = tuple(self._encode(prompt))
                 self.engine.add(Request(id=request_id, prompt_token_ids=tokens, params=own))
             while self.engine.has_unfinished:
-                finished.update((completion.request_id, completion) for completion in self.engine.step())
+                finished.update(((one.request_id, one.index), one) for one in self.engine.step())
         except BaseException:
             for request_id in ids:
                 self.engine.abort(request_id)
             raise
-        return [finished[request_id] for request_id in ids]
+        return [
+            finished[request_id, index]
+            for request_id, own in zip(ids, each, strict=True)
+            for index in range(own.n)
+        ]
 
     def _encode(self, prompt: Prompt) -> Sequence[int]:
         if not isinstance(prompt, str) and all(isinstance(token, int) for token in prompt):

@@ -6,6 +6,9 @@ stretches by the length of its prompt, a decoded one by its position + 1. So no 
 changes a result.
 """
 
+import sys
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,9 +21,28 @@ def token_bases(
     rope: Rope, head_dim: int, positions: NDArray[np.int32], prompt_lens: NDArray[np.int32]
 ) -> NDArray[np.float32]:
     """The base of each token, [tokens], from its position and the length of the prompt it belongs to."""
-    if rope.kind != "dynamic":
-        return np.full(len(positions), rope.theta, np.float32)
     lengths = np.maximum(prompt_lens, positions + 1) if rope.grows else prompt_lens
+    return _bases(rope, head_dim, lengths)
+
+
+def base_of(rope: Rope, head_dim: int, prompt_len: int) -> float:
+    """The base of the tokens of a prompt of this length."""
+    return float(_bases(rope, head_dim, np.array([prompt_len]))[0])
+
+
+def alike(rope: Rope, prompt_len: int) -> int:
+    """The position before which all tokens of a sequence turn by its prompt's base.
+
+    Where dynamic rope grows, a decoded token past max_position has a base of its own.
+    """
+    if rope.kind != "dynamic" or not rope.grows:
+        return sys.maxsize
+    return max(prompt_len, rope.max_position)
+
+
+def _bases(rope: Rope, head_dim: int, lengths: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+    if rope.kind != "dynamic":
+        return np.full(len(lengths), rope.theta, np.float32)
     stretch = np.maximum(rope.factor * lengths / rope.max_position - (rope.factor - 1), 1.0)
     stretch[lengths <= rope.max_position] = 1.0
     return (rope.theta * stretch ** (head_dim / (head_dim - 2))).astype(np.float32)

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -43,34 +44,42 @@ class Runner:
         shard = Shard.of(model, rank, world)
         checkpoint = Checkpoint(config.path, self.device.dtype(config.dtype, model.dtype))
         self.decoder = Decoder(Loader(model, shard, checkpoint, self.device, self.where), self.group)
-        self.block_bytes = (
-            2 * model.num_layers * config.block_size * shard.num_kv_heads * model.head_dim
-        ) * checkpoint.dtype.itemsize
+        self.token_bytes = (
+            2 * model.num_layers * shard.num_kv_heads * model.head_dim * checkpoint.dtype.itemsize
+        )
+        self.block_size = config.block_size
 
     def plan_cache(self, model_limit: int) -> CachePlan:
         """The size of each rank's cache, for rank 0 to settle. Raises ConfigError."""
         config = self.config
-        return CachePlan.of(
-            block_bytes=self.block_bytes,
-            block_size=config.block_size,
-            budget_bytes=config.kv_cache_bytes,
-            spare_bytes=self.device.spare_bytes(config.tensor_parallel_size),
+        budget = config.kv_cache_bytes
+        if budget is None:
+            budget = self.device.spare_bytes(config.tensor_parallel_size)
+        plan = (
+            CachePlan.contiguous
+            if config.attention == "flash"
+            else partial(CachePlan.paged, block_size=config.block_size)
+        )
+        return plan(
+            token_bytes=self.token_bytes,
+            budget_bytes=budget,
             max_num_seqs=config.max_num_seqs,
             max_model_len=config.max_model_len,
             model_limit=model_limit,
         )
 
-    def allocate_cache(self, num_blocks: int) -> None:
+    def allocate_cache(self, num_blocks: int, block_size: int) -> None:
         """Take the cache's memory, on every rank as much as rank 0 says."""
-        settled = self.group.broadcast(torch.tensor([num_blocks], dtype=torch.int32))
-        self.caches = self.decoder.allocate_cache(int(settled), self.config.block_size)
+        settled = self.group.broadcast(torch.tensor([num_blocks, block_size], dtype=torch.int32))
+        num_blocks, self.block_size = settled.tolist()
+        self.caches = self.decoder.allocate_cache(num_blocks, self.block_size)
 
     def lead(self, batch: Batch) -> Tensor:
         """On rank 0: have all ranks execute a batch. Float32 logits [rows, vocabulary]."""
         if self.group.world > 1:
             for numbers in batch.encode():
                 self.group.broadcast(torch.from_numpy(numbers))
-        logits = self.decoder(batch, self.caches, self.config.block_size)
+        logits = self.decoder(batch, self.caches, self.block_size)
         assert logits is not None  # noqa: S101 - only other ranks get none
         return logits
 
@@ -78,7 +87,7 @@ class Runner:
         """On another rank: execute the next batch."""
         header = self.group.broadcast(torch.empty(HEADER_SIZE, dtype=torch.int32)).numpy()
         body = self.group.broadcast(torch.empty(Batch.body_size(header), dtype=torch.int32)).numpy()
-        self.decoder(Batch.decode(header, body), self.caches, self.config.block_size)
+        self.decoder(Batch.decode(header, body), self.caches, self.block_size)
 
 
 def open_store(port: int | None) -> TCPStore:
@@ -112,12 +121,12 @@ def main() -> None:
     config = EngineConfig(**json.loads(live_with_parent()))
     rank = int(os.environ["RANK"])
     try:
-        runner = Runner(config, ModelConfig.load(config.path), rank)
+        runner = Runner(config, ModelConfig.of(config), rank)
     except ModelError as error:
         sys.exit(f"rank {rank}: {error}")
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     join(runner, TCPStore(address, port, is_master=False))
-    runner.allocate_cache(0)
+    runner.allocate_cache(0, 0)
     while True:
         runner.follow()
 

@@ -4,26 +4,46 @@ A step packs decoded tokens and chunks of prompts up to `max_step_tokens`. Seque
 arrival, with blocks for all their tokens; when the cache runs short the newest running one is preempted: it
 gives up its blocks, waits at the front and later recomputes. The oldest is never preempted, so it always
 ends. Pure bookkeeping, no tensors.
+
+A sequence takes over the blocks of what its tokens begin with, also those that the same step computes. One
+whose beginning is being computed by another, but not in this step, is passed over until it is: the first of
+many with a new prefix prefills it for all.
 """
 
 from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass, field
+from itertools import islice
 
 from model.kv_cache import BlockPool, blocks_for
+from model.prefix import BlockKeys
+
+#: Waiting sequences that a step looks at beyond those it could admit: what bounds its cost.
+_LOOKAHEAD = 32
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Sequence:
-    """The tokens of one request and how far they are computed."""
+    """The tokens of one answer to a request and how far they are computed."""
 
-    id: str
+    id: Hashable
     #: Prompt and generated tokens.
     tokens: list[int]
     prompt_len: int
+    #: What its full blocks are found by; None shares nothing.
+    keys: BlockKeys | None = None
+    #: Prompt tokens whose successor's log-probability is known; None where nobody wants it.
+    num_scored: int | None = None
     #: Tokens whose keys and values are in the cache.
     num_computed: int = 0
     #: The block table.
     blocks: list[int] = field(default_factory=list)
+    #: Its first tokens, found in the cache when it was last admitted: their keys and values are not written.
+    num_found: int = 0
+    #: Prompt tokens that the cache spared it when it was first admitted.
+    num_cached: int | None = None
+    #: Blocks that have told the pool what they contain.
+    num_announced: int = 0
 
     @property
     def num_pending(self) -> int:
@@ -48,28 +68,48 @@ class Chunk:
         """Whether it reaches the sequence's last token, so that the next one is sampled."""
         return self.num_tokens == self.sequence.num_pending
 
+    @property
+    def logit_positions(self) -> range:
+        """Positions whose logits are wanted: those that score a prompt token, and the last if it samples."""
+        sequence = self.sequence
+        end = sequence.num_computed + self.num_tokens
+        last = end if self.samples else min(end, sequence.prompt_len - 1)
+        if sequence.num_scored is None or sequence.num_scored >= sequence.prompt_len - 1:
+            return range(end - 1, end) if self.samples else range(0)
+        return range(max(sequence.num_computed, sequence.num_scored), last)
+
 
 class Scheduler:
     """The waiting and the running. A call's cost goes by the running and admitted, not by the waiting."""
 
-    def __init__(self, pool: BlockPool, *, block_size: int, max_num_seqs: int, max_step_tokens: int) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        block_size: int,
+        max_num_seqs: int,
+        max_step_tokens: int,
+        max_scored_tokens: int = 256,
+    ) -> None:
+        """`max_scored_tokens` bounds a chunk of a prompt that is scored: each of its tokens has logits."""
         self.pool = pool
         self.block_size = block_size
         self.max_num_seqs = max_num_seqs
         self.max_step_tokens = max_step_tokens
-        self.waiting: OrderedDict[str, Sequence] = OrderedDict()
+        self.max_scored_tokens = max_scored_tokens
+        self.waiting: OrderedDict[Hashable, Sequence] = OrderedDict()
         #: In order of admission.
-        self.running: OrderedDict[str, Sequence] = OrderedDict()
+        self.running: OrderedDict[Hashable, Sequence] = OrderedDict()
         self.num_preemptions = 0
 
-    def __contains__(self, sequence_id: str) -> bool:
+    def __contains__(self, sequence_id: Hashable) -> bool:
         return sequence_id in self.waiting or sequence_id in self.running
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; its full length must fit into an empty cache."""
         self.waiting[sequence.id] = sequence
 
-    def remove(self, sequence_id: str) -> Sequence | None:
+    def remove(self, sequence_id: Hashable) -> Sequence | None:
         """Forget a finished or aborted sequence and free its blocks; None if it is not here."""
         sequence = self.running.pop(sequence_id, None) or self.waiting.pop(sequence_id, None)
         if sequence is not None:
@@ -78,19 +118,50 @@ class Scheduler:
 
     def schedule(self) -> list[Chunk]:
         """The chunks of the next step, empty only if there is nothing to run. Every chunk has its blocks."""
-        chunks = []
+        chunks: list[Chunk] = []
         budget = self.max_step_tokens
         for sequence in [*self.running.values()]:
-            num_tokens = min(sequence.num_pending, budget)
+            num_tokens = self._chunk_size(sequence, budget)
             if sequence.id not in self.running or num_tokens == 0 or not self._grow(sequence, num_tokens):
                 break  # preempted, as are all after it; or the step is full
-            chunks.append(Chunk(sequence, num_tokens))
+            chunks.append(self._plan(sequence, num_tokens))
             budget -= num_tokens
-        while budget > 0 and self._can_admit():
-            sequence = self._admit()
-            chunks.append(Chunk(sequence, min(sequence.num_pending, budget)))
+        for sequence in self._candidates():
+            if budget == 0 or len(self.running) == self.max_num_seqs:
+                break
+            found = self._found(sequence)
+            if not all(map(self.pool.is_ready, found)):
+                continue  # another is about to compute what this one begins with
+            if not self._fits(sequence, found):
+                break
+            self._admit(sequence, found)
+            chunks.append(self._plan(sequence, self._chunk_size(sequence, budget)))
             budget -= chunks[-1].num_tokens
         return chunks
+
+    def _chunk_size(self, sequence: Sequence, budget: int) -> int:
+        size = min(sequence.num_pending, budget)
+        return size if sequence.num_scored is None else min(size, self.max_scored_tokens)
+
+    def _plan(self, sequence: Sequence, num_tokens: int) -> Chunk:
+        """Settle on a chunk: what it completes can be found from now on, later in the same step as well."""
+        if sequence.keys is not None:
+            self._announce(sequence, sequence.num_computed + num_tokens)
+            first = sequence.num_computed // self.block_size
+            last = (sequence.num_computed + num_tokens) // self.block_size
+            for block in sequence.blocks[first:last]:
+                self.pool.settle(block)
+        return Chunk(sequence, num_tokens)
+
+    def _announce(self, sequence: Sequence, num_tokens: int) -> None:
+        """Tell the pool what the sequence's blocks up to there contain or will contain."""
+        assert sequence.keys  # noqa: S101 - callers have looked
+        if num_tokens // self.block_size <= sequence.num_announced:
+            return
+        keys = sequence.keys.up_to(sequence.tokens, num_tokens)
+        for number in range(sequence.num_announced, len(keys)):
+            self.pool.announce(sequence.blocks[number], keys[number])
+        sequence.num_announced = num_tokens // self.block_size
 
     def _grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Give a sequence blocks for its next tokens, preempting the newest; False if that is itself."""
@@ -110,20 +181,38 @@ class Scheduler:
         self.num_preemptions += 1
         return sequence
 
-    def _can_admit(self) -> bool:
-        """Whether the first in line fits, leaving each running sequence a block to grow into."""
-        if not self.waiting or len(self.running) >= self.max_num_seqs:
-            return False
-        first = next(iter(self.waiting.values()))
-        return blocks_for(len(first.tokens), self.block_size) + len(self.running) <= self.pool.num_free
+    def _candidates(self) -> list[Sequence]:
+        """The first of the waiting, as many as could be admitted and some more; none if the batch is full."""
+        room = self.max_num_seqs - len(self.running)
+        return list(islice(self.waiting.values(), room + _LOOKAHEAD)) if room and self.waiting else []
 
-    def _admit(self) -> Sequence:
-        sequence_id, sequence = self.waiting.popitem(last=False)
-        sequence.blocks = self.pool.take(blocks_for(len(sequence.tokens), self.block_size))
-        self.running[sequence_id] = sequence
-        return sequence
+    def _found(self, sequence: Sequence) -> list[int]:
+        """Blocks of others, or of its own former self, that hold the sequence's first tokens."""
+        if sequence.keys is None or sequence.num_scored is not None:
+            return []
+        return self.pool.find(sequence.keys.up_to(sequence.tokens, len(sequence.tokens)))
+
+    def _fits(self, sequence: Sequence, found: list[int]) -> bool:
+        """Whether its other blocks are free, leaving each running sequence one to grow into."""
+        missing = blocks_for(len(sequence.tokens), self.block_size) - len(found)
+        return missing + len(self.running) <= self.pool.num_free - self.pool.num_unheld(found)
+
+    def _admit(self, sequence: Sequence, found: list[int]) -> None:
+        del self.waiting[sequence.id]
+        self.pool.hold(found)
+        missing = blocks_for(len(sequence.tokens), self.block_size) - len(found)
+        sequence.blocks = found + self.pool.take(missing)
+        sequence.num_found = len(found) * self.block_size
+        # The last token is computed even if it was found: its logits are what is sampled from.
+        sequence.num_computed = min(sequence.num_found, len(sequence.tokens) - 1)
+        if sequence.num_cached is None:
+            sequence.num_cached = sequence.num_computed
+        sequence.num_announced = len(found)
+        if sequence.keys is not None:
+            self._announce(sequence, len(sequence.tokens))
+        self.running[sequence.id] = sequence
 
     def _release(self, sequence: Sequence) -> None:
         self.pool.give_back(sequence.blocks)
         sequence.blocks = []
-        sequence.num_computed = 0
+        sequence.num_computed = sequence.num_found = sequence.num_announced = 0

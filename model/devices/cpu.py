@@ -146,7 +146,8 @@ class _BlockVisit:
     """Attention of single tokens over blocks where they lie, without gathering keys and values.
 
     The few queries are gathered per block instead. Each block yields a part of a softmax, and the parts of a
-    sequence are added up under their common maximum. Blocks that lie too scattered are gathered after all.
+    sequence are added up under their common maximum. Blocks that lie too scattered, or that several sequences
+    share, are gathered after all.
     """
 
     def __init__(self, metadata: AttentionMetadata) -> None:
@@ -159,7 +160,7 @@ class _BlockVisit:
         owners = np.repeat(np.arange(metadata.num_decodes), counts)
         lengths = np.minimum(contexts[:, None] - columns * size, size)[used]
         first, last = int(blocks.min()), int(blocks.max()) + 1
-        in_place = last - first <= 2 * len(blocks)
+        in_place = last - first <= 2 * len(blocks) and len(np.unique(blocks)) == len(blocks)
         #: The visited blocks: a range of the cache as it lies, with others' blocks in between, or a list.
         self.span: slice | Tensor = slice(first, last) if in_place else torch.from_numpy(blocks)
         places: Ints = blocks - first if in_place else np.arange(len(blocks))

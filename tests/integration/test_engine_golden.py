@@ -25,7 +25,7 @@ def test_prefill_logits_equal_the_original(name: str, chunk: int, block_size: in
     golden = reference.load(name)
     config = EngineConfig(path=golden.folder, block_size=block_size, num_threads=1)
     runner = Runner(config, ModelConfig.load(golden.folder), rank=0)
-    runner.allocate_cache(256)
+    runner.allocate_cache(256, block_size)
     for number, prompt in enumerate(golden.prompts):
         logits = prefill_logits(runner, prompt, chunk)
         expected = torch.from_numpy(golden.answers[f"p{number}_prefill_logits"])

@@ -66,7 +66,7 @@ def test_greedy_tokens_do_not_depend_on_what_else_runs(
             if arrival.step == step:
                 engine.add(request(str(number), arrival))
             if arrival.abort_at == step and (aborted := engine.abort(str(number))):
-                completions[number] = aborted
+                completions[number] = aborted[0]
         completions.update((int(one.request_id), one) for one in engine.step())
         if len(completions) == len(arrivals):
             break

@@ -81,16 +81,14 @@ def test_an_id_is_used_once_at_a_time(engine: Engine, golden: reference.Golden) 
 def test_an_abort_at_any_moment_frees_what_it_held(engine: Engine, golden: reference.Golden) -> None:
     for name in ("waiting", "running", "kept"):
         engine.add(request(name, golden.prompts[2]))
-    aborted = engine.abort("waiting")
-    assert aborted
+    (aborted,) = engine.abort("waiting")
     assert (aborted.finish_reason, aborted.token_ids) == ("abort", ())
     for _ in range(5):
         engine.step()
-    aborted = engine.abort("running")
-    assert aborted
+    (aborted,) = engine.abort("running")
     assert list(aborted.token_ids) == golden.tokens[2][:5]
-    assert engine.abort("running") is None
-    assert engine.abort("unknown") is None
+    assert engine.abort("running") == []
+    assert engine.abort("unknown") == []
     assert list(run(engine)["kept"].token_ids) == golden.tokens[2]
     stats = engine.stats()
     assert (stats.running, stats.waiting, stats.used_blocks) == (0, 0, 0)

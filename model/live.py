@@ -1,0 +1,64 @@
+"""One unfinished answer inside the engine: its sequence, its text so far and what is known of its tokens.
+
+It knows how an answer begins, how it is sampled and what comes out; when it runs is the scheduler's.
+"""
+
+from dataclasses import dataclass, field
+
+from model.answer import Answer
+from model.draws import SampledRow, TokenCounts
+from model.request import Completion, FinishReason, Request, TokenLogprob
+from model.scheduler import Sequence
+
+
+@dataclass(slots=True, kw_only=True)
+class Live:
+    """Answer `index` of the `n` to a request."""
+
+    request: Request
+    index: int
+    sequence: Sequence
+    answer: Answer
+    seed: int
+    stop_token_ids: frozenset[int]
+    #: Tokens so far, where a penalty goes by them.
+    counts: TokenCounts | None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    #: Of the prompt's tokens; all answers to a request have one list, which the first fills.
+    prompt_logprobs: list[TokenLogprob]
+
+    @property
+    def row(self) -> SampledRow:
+        """How its next token is sampled."""
+        return SampledRow(
+            params=self.request.params,
+            seed=self.seed,
+            position=self.sequence.num_generated,
+            counts=self.counts,
+            stop_token_ids=self.stop_token_ids,
+        )
+
+    def accept(self, token: int, record: TokenLogprob | None) -> FinishReason | None:
+        """Take the next token and tell whether it is the last."""
+        self.sequence.tokens.append(token)
+        if self.counts is not None:
+            self.counts.add(token)
+        if record is not None:
+            self.logprobs.append(record)
+        return self.answer.accept(token, self.sequence.num_generated)
+
+    def completion(self, reason: FinishReason) -> Completion:
+        """What there is."""
+        sequence, params = self.sequence, self.request.params
+        token_ids = sequence.tokens[sequence.prompt_len :]
+        return Completion(
+            request_id=self.request.id,
+            index=self.index,
+            token_ids=tuple(token_ids),
+            text=self.answer.text(token_ids),
+            finish_reason=reason,
+            logprobs=None if params.logprobs is None else tuple(self.logprobs),
+            prompt_logprobs=None if params.prompt_logprobs is None else tuple(self.prompt_logprobs),
+            prompt_tokens=sequence.prompt_len,
+            cached_tokens=sequence.num_cached or 0,
+        )
