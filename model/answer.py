@@ -8,24 +8,31 @@ from model.tokenizer import Tokenizer
 
 
 class Answer:
-    """Decides after each token whether the answer is over."""
+    """Decides after each token whether the answer is over.
+
+    Before `min_tokens` the sampler gives no stop token, and stop strings that are complete do not count.
+    """
 
     def __init__(
         self, params: SamplingParams, stop_token_ids: frozenset[int], tokenizer: Tokenizer | None
     ) -> None:
         self._params = params
-        self._stop_token_ids = frozenset(params.stop_token_ids)
+        #: The ids that end this answer: its own, and the model's unless these are ignored.
+        self.stop_token_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
-            self._stop_token_ids |= stop_token_ids
+            self.stop_token_ids |= stop_token_ids
         self._tokenizer = tokenizer
         self._stops = StopStrings(params.stop, tokenizer) if params.stop and tokenizer else None
 
     def accept(self, token_id: int, count: int) -> FinishReason | None:
         """Judge the answer by its newest token, the `count`-th."""
-        if token_id in self._stop_token_ids:
-            return "stop"
+        ended = token_id in self.stop_token_ids
         over = count >= self._params.max_tokens
-        if self._stops and self._stops.found(token_id, last=over):
+        if self._stops:
+            self._stops.push([] if ended else [token_id], last=ended or over)
+            if count > self._params.min_tokens and self._stops.found():
+                return "stop"
+        if ended:
             return "stop"
         return "length" if over else None
 
@@ -35,26 +42,34 @@ class Answer:
             return ""
         if self._stops and self._stops.cut is not None:
             return self._stops.text[: self._stops.cut]
-        ended = bool(token_ids) and token_ids[-1] in self._stop_token_ids
+        ended = bool(token_ids) and token_ids[-1] in self.stop_token_ids
         return self._tokenizer.decode(token_ids[:-1] if ended else token_ids)
 
 
 class StopStrings:
-    """Looks for stop strings in the growing text, across the borders of tokens."""
+    """Looks for stop strings in the growing text, across the borders of tokens.
+
+    As in vLLM, one that is complete while nobody looks for it, before `min_tokens`, is text like any other;
+    one that begins there and is completed later counts.
+    """
 
     def __init__(self, stops: Sequence[str], tokenizer: Tokenizer) -> None:
         self._stops = stops
-        self._longest = max(map(len, stops))
         self._detokenizer = Detokenizer(tokenizer)
         self.text = ""
+        #: Length of the text before the newest tokens: a stop string that they complete ends beyond.
+        self._passed = 0
         #: Where the first stop string begins, once there is one.
         self.cut: int | None = None
 
-    def found(self, token_id: int, *, last: bool) -> bool:
-        """Take one token, the last one if nothing follows, and tell whether a stop string is complete."""
-        new = self._detokenizer.push([token_id]) + (self._detokenizer.finish() if last else "")
-        start = max(0, len(self.text) - self._longest + 1)
-        self.text += new
-        cuts = [cut for stop in self._stops if (cut := self.text.find(stop, start)) >= 0]
+    def push(self, token_ids: Sequence[int], *, last: bool) -> None:
+        """Take the newest tokens, the last ones if nothing follows."""
+        self._passed = len(self.text)
+        self.text += self._detokenizer.push(token_ids) + (self._detokenizer.finish() if last else "")
+
+    def found(self) -> bool:
+        """Whether the newest tokens completed a stop string."""
+        starts = ((stop, max(0, self._passed - len(stop) + 1)) for stop in self._stops)
+        cuts = [cut for stop, start in starts if (cut := self.text.find(stop, start)) >= 0]
         self.cut = min(cuts, default=None)
         return self.cut is not None

@@ -93,8 +93,9 @@ def _edit(logits: Tensor, edits: Edits) -> Tensor:
         values = logits[places]
         values = torch.where(values > 0, values / factor, values * factor)
         logits[places] = values - _on(logits, edits.less)
-    if len(edits.banned_row):
-        logits[_on(logits, edits.banned_row), _on(logits, edits.banned_token)] = -math.inf
+    known = edits.banned_token < logits.shape[-1]
+    if known.any():
+        logits[_on(logits, edits.banned_row[known]), _on(logits, edits.banned_token[known])] = -math.inf
     return logits
 
 
