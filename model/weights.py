@@ -1,9 +1,11 @@
 """Safetensors on disk → the tensors that one rank needs, read by slices and checked against the config.
 
-It knows files, names and shapes; what is done with a tensor is the decoder's.
+Or, to measure a shape without its weights, made-up tensors under the same names. It knows files, names and
+shapes; what is done with a tensor is the decoder's.
 """
 
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,9 @@ from model.errors import CheckpointError
 from model.parallel import Shard
 
 _INDEX = "model.safetensors.index.json"
+#: Random values that a RandomCheckpoint's tensors are cut from, and their standard deviation.
+_POOL_SIZE = 2**24
+_STD = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,54 @@ class Checkpoint:
                 f"but config.json calls for {list(shape)}"
             )
         return view
+
+
+class RandomCheckpoint:
+    """Made-up tensors of any shape, as `Checkpoint` gives them: norms of ones, all else N(0, 0.02²).
+
+    Row r of a tensor is a window into one pool of random values, at a place drawn from the tensor's name and
+    r. A slice is thus what the slice of the whole tensor would be on every rank and in every process, and
+    filling memory costs about what copying does. Rows are correlated where windows overlap: for measuring,
+    not for training.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        pool = torch.empty(_POOL_SIZE).normal_(0, _STD, generator=torch.Generator().manual_seed(0))
+        self._pool = pool.to(dtype)
+
+    def vector(self, name: str, size: int) -> Tensor:
+        """A norm's weight or a bias, [size]."""
+        return torch.ones(size, dtype=self.dtype) if name.endswith(".weight") else self._whole(name, size)
+
+    def rows(self, parts: Sequence[Rows], columns: int | None = None) -> Tensor:
+        """The parts one under another: [rows, columns], or [rows] of vectors without `columns`."""
+        if columns is None:
+            return torch.cat([self._whole(part.name, part.total)[part.first : part.last] for part in parts])
+        out = torch.empty((sum(part.last - part.first for part in parts), columns), dtype=self.dtype)
+        done = 0
+        for part in parts:
+            starts = self._starts(part.name, part.total, columns)[part.first : part.last]
+            torch.index_select(self._windows(columns), 0, starts, out=out[done : done + len(starts)])
+            done += len(starts)
+        return out
+
+    def columns(self, name: str, shape: tuple[int, int], first: int, last: int) -> Tensor:
+        """Columns [first, last) of a tensor of this shape."""
+        return self._windows(last - first).index_select(0, self._starts(name, *shape) + first)
+
+    def _whole(self, name: str, size: int) -> Tensor:
+        start = int(self._starts(name, 1, size))
+        return self._pool[start : start + size].clone()
+
+    def _starts(self, name: str, rows: int, columns: int) -> Tensor:
+        """Where in the pool each row of a tensor begins."""
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        return torch.randint(_POOL_SIZE - columns + 1, (rows,), generator=generator)
+
+    def _windows(self, columns: int) -> Tensor:
+        """A view of the pool whose row i begins at value i."""
+        return self._pool.as_strided((_POOL_SIZE - columns + 1, columns), (1, 1))
 
 
 def _shards(folder: Path) -> list[Path]:
