@@ -36,21 +36,19 @@ class Rows:
 
 
 class Checkpoint:
-    """The tensors of a model folder by name. Files are mapped, so only what is read is loaded."""
+    """The tensors of a model folder by name.
+
+    A file is mapped anew for each read: so only what is read is loaded, and what was copied or packed is not
+    held a second time by a mapping that outlives it.
+    """
 
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
-        """Open every shard. Raises CheckpointError naming the file that is missing or damaged."""
+        """Look at every shard. Raises CheckpointError naming the file that is missing or damaged."""
         self.folder = folder
         self.dtype = dtype
-        self._files: dict[str, Any] = {}
+        self._paths: dict[str, Path] = {}
         for path in _shards(folder):
-            try:
-                file: Any = safe_open(path, framework="pt")
-            except FileNotFoundError:
-                raise CheckpointError(f"{path} is missing, though {_INDEX} names it") from None
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{path} is truncated or damaged ({error}); copy it again") from None
-            self._files.update(dict.fromkeys(file.keys(), file))
+            self._paths.update(dict.fromkeys(_open(path).keys(), path))
 
     def vector(self, name: str, size: int) -> Tensor:
         """A whole tensor of shape [size]."""
@@ -73,10 +71,10 @@ class Checkpoint:
         return part.to(self.dtype).contiguous()
 
     def _slice(self, name: str, shape: tuple[int, ...]) -> Any:
-        file = self._files.get(name)
-        if file is None:
+        path = self._paths.get(name)
+        if path is None:
             raise CheckpointError(f"{self.folder} has no tensor {name}, which its config.json calls for")
-        view = file.get_slice(name)
+        view = _open(path).get_slice(name)
         if tuple(view.get_shape()) != shape:
             raise CheckpointError(
                 f"tensor {name} in {self.folder} has shape {view.get_shape()}, "
@@ -131,6 +129,15 @@ class RandomCheckpoint:
     def _windows(self, columns: int) -> Tensor:
         """A view of the pool whose row i begins at value i."""
         return self._pool.as_strided((_POOL_SIZE - columns + 1, columns), (1, 1))
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing, though {_INDEX} names it") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or damaged ({error}); copy it again") from None
 
 
 def _shards(folder: Path) -> list[Path]:
