@@ -50,18 +50,15 @@ class TokenCounts:
             return cls.of(prompt_ids)
         return cls.of(()) if params.presence_penalty or params.frequency_penalty else None
 
-    def __len__(self) -> int:
-        return len(self._place)
-
     @property
     def tokens(self) -> Ints:
-        """The distinct tokens of prompt and answer, [len(self)]."""
-        return self._tokens[: len(self)]
+        """The distinct tokens of prompt and answer, [distinct]."""
+        return self._tokens[: len(self._place)]
 
     @property
     def counts(self) -> Ints:
-        """How often the answer has each of `tokens`, [len(self)]; 0 for those of the prompt alone."""
-        return self._counts[: len(self)]
+        """How often the answer has each of `tokens`, [distinct]; 0 for those of the prompt alone."""
+        return self._counts[: len(self._place)]
 
     def add(self, token_id: int) -> None:
         """Count one generated token."""
@@ -196,7 +193,7 @@ def _edits(rows: Sequence[SampledRow]) -> Edits:
     if not penalized and not banned:
         return NO_EDITS
     bans = np.array(banned, np.int64).reshape(-1, 2)
-    sizes = [len(counts) for _, _, counts in penalized]
+    sizes = [len(counts.tokens) for _, _, counts in penalized]
 
     def spread(values: Iterable[float]) -> NDArray[np.float64]:
         return np.repeat(np.array([*values], np.float64), sizes)

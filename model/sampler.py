@@ -16,8 +16,9 @@ from torch import Tensor
 from model.draws import Draws, Edits, uniforms
 from model.request import TokenLogprob
 
-#: Tokens that are sorted at first; rows that these do not settle sort the whole vocabulary.
-_LIKELIEST = 1024
+#: How many of the likeliest tokens are sorted at first, and then for rows that these do not settle; the last
+#: resort is the whole vocabulary.
+_WIDTHS = (128, 2048)
 #: Rows whose log-probabilities are computed at a time: bounds the memory that a long prompt's take.
 _LOGPROB_ROWS = 128
 
@@ -105,53 +106,44 @@ def _likeliest(logits: Tensor, _draws: Draws) -> Tensor:
 
 def _draw(logits: Tensor, draws: Draws) -> Tensor:
     """From the whole vocabulary. The logits are used up."""
-    weights, chances = _weights(logits, draws)
-    return _invert(weights, chances)[:, 0]
+    numbers = _on(logits, np.stack((draws.temperature, uniforms(draws.seed, draws.position)), axis=1))
+    return _invert(logits.div_(numbers[:, :1]).softmax(-1), numbers[:, 1:])[:, 0]
 
 
 def _draw_truncated(logits: Tensor, draws: Draws) -> Tensor:
     """From what min_p, top_k and top_p leave. The logits are used up."""
     vocabulary = logits.shape[-1]
-    weights, chances = _weights(logits, draws)
     top_k = np.where(draws.top_k > 0, draws.top_k, vocabulary).clip(max=vocabulary)
-    limits = (
-        chances,
-        _on(logits, top_k)[:, None],
-        _on(logits, np.stack((draws.top_p, draws.min_p), axis=1)),
-    )
-    tokens, settled = _draw_likeliest(weights, *limits, width=min(_LIKELIEST, vocabulary))
-    if vocabulary > _LIKELIEST and not settled.all():
-        rest = ~settled
-        tokens[rest], _ = _draw_likeliest(weights[rest], *(limit[rest] for limit in limits), width=vocabulary)
-    return tokens
+    chances = uniforms(draws.seed, draws.position)
+    numbers = np.stack((draws.temperature, chances, top_k, draws.top_p, draws.min_p), axis=1)
+    limits = _on(logits, numbers.astype(np.float32))
+    weights = logits.div_(limits[:, :1]).softmax(-1)
+    widths = [*(width for width in _WIDTHS if width < vocabulary), vocabulary]
+    return _draw_likeliest(weights, limits[:, 1:], widths)
 
 
-def _draw_likeliest(
-    weights: Tensor, chances: Tensor, top_k: Tensor, shares: Tensor, *, width: int
-) -> tuple[Tensor, Tensor]:
-    """Draws by the `width` likeliest tokens, [rows], and whether these hold all that can be drawn, [rows].
+def _draw_likeliest(weights: Tensor, limits: Tensor, widths: Sequence[int]) -> Tensor:
+    """Draw by as many of the likeliest tokens as a row needs: the first width that holds all it may draw.
 
-    min_p and top_k come first; top_p is a share of the mass that they leave, as in vLLM.
+    Probabilities [rows, vocabulary]; limits [rows, 4]: the number that draws, top_k, top_p and min_p. These
+    come in vLLM's order: top_p is a share of the mass that min_p and top_k leave.
     """
     vocabulary = weights.shape[-1]
-    top_p, min_p = shares[:, :1], shares[:, 1:]
-    values, ids = weights.topk(width)
+    chances, top_k, top_p, min_p = limits.split(1, dim=-1)
+    values, ids = weights.topk(widths[0])
+    # min_p and top_k leave a beginning of the sorted tokens, which may end beyond the width.
     least = min_p * values[:, :1]
-    # What is kept of the sorted tokens is a beginning, and it may end beyond the width.
-    ends = (top_k <= width) | (values[:, -1:] < least) | (width == vocabulary)
-    values *= (values >= least) & (torch.arange(width, device=weights.device) < top_k)
+    ends = (top_k <= widths[0]) | (values[:, -1:] < least) | (widths[0] == vocabulary)
+    values *= (values >= least) & (torch.arange(widths[0], device=weights.device) < top_k)
     cumulative = values.cumsum(-1)
-    kept = cumulative[:, -1:]
-    wanted = top_p * torch.where(ends, kept, 1.0)
+    wanted = top_p * torch.where(ends, cumulative[:, -1:], 1.0)
+    settled = ends | ((top_k == vocabulary) & (min_p == 0) & (cumulative[:, -1:] >= wanted))
     values *= cumulative - values < wanted
-    settled = ends | ((top_k == vocabulary) & (min_p == 0) & (kept >= wanted))
-    return ids.gather(1, _invert(values, chances))[:, 0], settled[:, 0]
-
-
-def _weights(logits: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Probabilities [rows, vocabulary], and the numbers that draw from them, [rows, 1]."""
-    numbers = _on(logits, np.stack((draws.temperature, uniforms(draws.seed, draws.position)), axis=1))
-    return logits.div_(numbers[:, :1]).softmax(-1), numbers[:, 1:]
+    tokens = ids.gather(1, _invert(values, chances))[:, 0]
+    if len(widths) > 1 and not settled.all():
+        rest = ~settled[:, 0]
+        tokens[rest] = _draw_likeliest(weights[rest], limits[rest], widths[1:])
+    return tokens
 
 
 def _invert(weights: Tensor, chances: Tensor) -> Tensor:
