@@ -56,27 +56,24 @@ class Sequence:
         return len(self.tokens) - self.prompt_len
 
 
-@dataclass(frozen=True, slots=True)
 class Chunk:
     """The next `num_tokens` pending tokens of a sequence, computed in one step."""
 
-    sequence: Sequence
-    num_tokens: int
+    __slots__ = ("logit_positions", "num_tokens", "samples", "sequence")
 
-    @property
-    def samples(self) -> bool:
-        """Whether it reaches the sequence's last token, so that the next one is sampled."""
-        return self.num_tokens == self.sequence.num_pending
-
-    @property
-    def logit_positions(self) -> range:
-        """Positions whose logits are wanted: those that score a prompt token, and the last if it samples."""
-        sequence = self.sequence
-        end = sequence.num_computed + self.num_tokens
-        last = end if self.samples else min(end, sequence.prompt_len - 1)
-        if sequence.num_scored is None or sequence.num_scored >= sequence.prompt_len - 1:
-            return range(end - 1, end) if self.samples else range(0)
-        return range(max(sequence.num_computed, sequence.num_scored), last)
+    def __init__(self, sequence: Sequence, num_tokens: int) -> None:
+        """Settled when the step is planned, and unchanged while the sequence moves on."""
+        start, scored = sequence.num_computed, sequence.num_scored
+        end = start + num_tokens
+        self.sequence = sequence
+        self.num_tokens = num_tokens
+        #: Whether it reaches the sequence's last token, so that the next one is sampled.
+        self.samples = end == len(sequence.tokens)
+        #: Positions whose logits are wanted: those that score a prompt token, and the last if it samples.
+        self.logit_positions = range(end - 1 if self.samples else end, end)
+        if scored is not None and scored < sequence.prompt_len - 1:
+            last = end if self.samples else min(end, sequence.prompt_len - 1)
+            self.logit_positions = range(max(start, scored), last)
 
 
 class Scheduler:
@@ -149,8 +146,8 @@ class Scheduler:
             self._announce(sequence, sequence.num_computed + num_tokens)
             first = sequence.num_computed // self.block_size
             last = (sequence.num_computed + num_tokens) // self.block_size
-            for block in sequence.blocks[first:last]:
-                self.pool.settle(block)
+            for number in range(first, last):
+                self.pool.settle(sequence.blocks[number])
         return Chunk(sequence, num_tokens)
 
     def _announce(self, sequence: Sequence, num_tokens: int) -> None:
@@ -167,8 +164,10 @@ class Scheduler:
         """Give a sequence blocks for its next tokens, preempting the newest; False if that is itself."""
         while True:
             missing = blocks_for(sequence.num_computed + num_tokens, self.block_size) - len(sequence.blocks)
+            if missing <= 0:
+                return True
             if missing <= self.pool.num_free:
-                sequence.blocks += self.pool.take(max(0, missing))
+                sequence.blocks += self.pool.take(missing)
                 return True
             if self._preempt_newest() is sequence:
                 return False
