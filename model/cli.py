@@ -6,6 +6,7 @@ Exit status 0: done, or done before. 1: failed, with one line `error[code]: what
 
 import typer
 
+from model.commands.chat import chat
 from model.commands.convert import convert
 
 app = typer.Typer(name="model", no_args_is_help=True)
@@ -16,7 +17,8 @@ def main() -> None:
     """Prepare models for the engine, talk to them and measure them."""
 
 
-app.command()(convert)
+for command in (convert, chat):
+    app.command()(command)
 
 if __name__ == "__main__":
     app()
