@@ -85,6 +85,13 @@ def test_a_flat_vocabulary_needs_more_than_the_likeliest(options: dict[str, floa
     assert len(tokens.unique()) > 700
 
 
+def test_top_p_counts_within_min_p_even_where_that_ends_beyond_the_likeliest() -> None:
+    """300 tokens of 2000 in all, of which min_p leaves 200 of 1600: 0.55 of these are the first 88 tokens."""
+    weights = torch.tensor([10.0] * 100 + [6.0] * 100 + [4.0] * 100) - torch.arange(300) * 1e-5
+    tokens = sampled(weights.log().expand(3000, -1), SamplingParams(min_p=0.5, top_p=0.55))
+    assert tokens.unique().tolist() == list(range(88))
+
+
 # --- Any parameters, against transformers ---------------------------------------------------------
 
 shares = st.floats(0.05, 0.999)
