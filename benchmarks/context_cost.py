@@ -1,8 +1,8 @@
 """Cost of a token by its context: `context_cost.py MODEL DTYPE [LONGEST]`.
 
-Prefills one prompt of LONGEST tokens (32,768) in chunks of 1,024 and prints, at contexts of 1K, 2K, 4K, ..., the
-microseconds a token takes in attention and in everything else; then the same for decoded tokens, 16 sequences that
-share the context.
+Prefills one prompt of LONGEST tokens (32,768) in chunks of 1,024 and prints, at contexts of 1K, 2K, 4K, ...,
+the microseconds a token takes in attention and in everything else; then the same for decoded tokens, of 16
+sequences that share the context.
 """
 
 import random

@@ -1,7 +1,7 @@
 """The prefix cache's gain: `shared_prefix.py MODEL DTYPE [OUT ...]`.
 
-64 requests of one 512-token instruction and 128 tokens of their own, OUT tokens out (16 and 64), greedy, without
-and with the prefix cache, in turn: A B A B. Prints one RESULT line for each.
+64 requests of one 512-token instruction and 128 tokens of their own, OUT tokens out (16 and 64), greedy,
+without and with the prefix cache, in turn: A B A B. Prints one RESULT line for each.
 """
 
 import random

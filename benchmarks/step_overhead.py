@@ -1,7 +1,8 @@
 """What a step costs outside the decoder: `step_overhead.py MODEL [SEQUENCES] [WAITING ...]`.
 
-Decodes with SEQUENCES running (64) while WAITING more requests wait (10, 1,000, 10,000), and prints for each the
-median milliseconds of a step, of the decoder inside it, and of the rest: scheduling, packing, sampling, answers.
+Decodes with SEQUENCES running (64) while WAITING more requests wait (10, 1,000, 10,000), and prints for each
+the median milliseconds of a step, of the decoder inside it, and of the rest: scheduling, packing, sampling,
+answers.
 """
 
 import random
