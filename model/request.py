@@ -4,7 +4,8 @@ It owns the validation of parameters that needs no model; what depends on the mo
 """
 
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ MAX_N = 128
 MAX_LOGPROB_TOKENS = 64
 #: vLLM's (vllm/sampling_params.py, _SAMPLING_EPS).
 _GREEDY_BELOW = 1e-5
+_MAX_INT32 = 2**31 - 1
+_LARGEST = sys.float_info.max
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,21 +134,21 @@ def _as_tuple(name: str, value: object) -> tuple[object, ...]:
     return tuple(value)
 
 
-def _is_int(value: object, least: float = -math.inf, most: float = math.inf) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-
-
-def _is_number(value: object, least: float = -math.inf, most: float = math.inf) -> bool:
+def _is_int(value: object, least: int | None = None, most: int | None = None) -> bool:
     return (
-        isinstance(value, int | float)
+        isinstance(value, int)
         and not isinstance(value, bool)
-        and math.isfinite(value)
-        and least <= value <= most
+        and (least is None or value >= least)
+        and (most is None or value <= most)
     )
 
 
-def _are_ids(value: Any, most: float = math.inf) -> bool:
-    return len(value) <= most and all(_is_int(token, 0) for token in value)
+def _is_number(value: object, least: float = -_LARGEST, most: float = _LARGEST) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def _are_ids(value: Sequence[object], most: float = math.inf) -> bool:
+    return len(value) <= most and all(_is_int(token, 0, _MAX_INT32) for token in value)
 
 
 _LISTS = ("stop", "stop_token_ids", "logprob_token_ids")
@@ -158,8 +161,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "n": (lambda value: _is_int(value, 1, MAX_N), f"an integer from 1 to {MAX_N}"),
     "max_tokens": (lambda value: _is_int(value, 1), "an integer >= 1"),
     "min_tokens": (lambda value: _is_int(value, 0), "an integer >= 0"),
-    "temperature": (lambda value: _is_number(value, 0), "a number >= 0"),
-    "top_k": (lambda value: _is_int(value, 0), "an integer >= 0, where 0 is all tokens"),
+    "temperature": (lambda value: _is_number(value, least=0), "a number >= 0"),
+    "top_k": (lambda value: _is_int(value, 0, _MAX_INT32), "an integer >= 0, where 0 is all tokens"),
     "top_p": (lambda value: _is_number(value, 0, 1) and value > 0, "a number in (0, 1]"),
     "min_p": (lambda value: _is_number(value, 0, 1), "a number from 0 to 1"),
     "repetition_penalty": (lambda value: _is_number(value) and value > 0, "a number > 0, where 1 is off"),
