@@ -10,7 +10,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.devices import Attend, Device, LayerCache, Projection
 from model.parallel import Group, Shard
-from model.weights import Checkpoint, Rows, qkv_rows
+from model.weights import Checkpoint, RandomCheckpoint, Rows, qkv_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Loader:
 
     config: ModelConfig
     shard: Shard
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | RandomCheckpoint
     device: Device
     where: torch.device
 

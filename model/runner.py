@@ -24,7 +24,7 @@ from model.layers import Loader
 from model.parallel import Group, Shard
 from model.ranks import Ranks, live_with_parent
 from model.transformer import Decoder
-from model.weights import Checkpoint
+from model.weights import Checkpoint, RandomCheckpoint
 
 #: An idle engine's ranks wait for the next batch as long as it takes; a dead peer breaks the wait at once.
 _PATIENCE = timedelta(days=365)
@@ -42,7 +42,8 @@ class Runner:
         self.where = self.device.place(rank)
         self.group = Group(rank, world)
         shard = Shard.of(model, rank, world)
-        checkpoint = Checkpoint(config.path, self.device.dtype(config.dtype, model.dtype))
+        dtype = self.device.dtype(config.dtype, model.dtype)
+        checkpoint = RandomCheckpoint(dtype) if config.random_weights else Checkpoint(config.path, dtype)
         self.decoder = Decoder(Loader(model, shard, checkpoint, self.device, self.where), self.group)
         self.token_bytes = (
             2 * model.num_layers * shard.num_kv_heads * model.head_dim * checkpoint.dtype.itemsize
