@@ -57,6 +57,12 @@ class Settings(BaseSettings):
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     max_model_len: Annotated[int, Field(ge=1)] | None = None
+    #: In place of the checkpoint's own: `dynamic:2.0`, `linear:4` or `default`.
+    rope_scaling: str | None = None
+    attention: Literal["paged", "flash"] = "paged"
+    block_size: Annotated[int, Field(ge=1)] | None = None
+    #: Whether prompts share the cache of what they begin with; they do unless attention is flash.
+    prefix_caching: bool | None = None
     kv_cache_bytes: Annotated[int, Field(ge=1)] | None = None
     max_num_seqs: Annotated[int, Field(ge=1)] | None = None
     max_step_tokens: Annotated[int, Field(ge=1)] | None = None

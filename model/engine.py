@@ -62,6 +62,7 @@ class Engine:
         chat = _load_chat(config.path)
         self.config = config
         self.model = model
+        self.vocab_size = model.vocab_size
         self.tokenizer = chat.tokenizer if chat else None
         self.chat = chat
         self.stop_token_ids = chat.stop_token_ids if chat else model.eos_token_ids
@@ -127,7 +128,7 @@ class Engine:
             self._scheduler.add(live.sequence)
 
     def _validate(self, request: Request) -> None:
-        prompt, params, vocabulary = request.prompt_token_ids, request.params, self.model.vocab_size
+        prompt, params, vocabulary = request.prompt_token_ids, request.params, self.vocab_size
         if request.id in self._unfinished:
             raise InvalidParams(f"request id {request.id!r} is in use by an unfinished request")
         if not prompt:

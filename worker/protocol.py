@@ -25,6 +25,10 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_bytes: int | None
     max_num_seqs: int | None
     max_step_tokens: int | None
+    rope_scaling: str | None
+    attention: str
+    block_size: int | None
+    prefix_caching: bool | None
     master_port: int | None
     num_threads: int | None
     #: CPUs that the process and its ranks are bound to, where the group is one of CPUs.

@@ -18,7 +18,17 @@ from jobs.settings import Settings
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")])
 #: Settings whose default is described in words, because it is long or depends on other things.
-IN_WORDS = {"model_name", "max_model_len", "kv_cache_bytes", "max_num_seqs", "max_step_tokens", "end_markers"}
+IN_WORDS = {
+    "model_name",
+    "max_model_len",
+    "rope_scaling",
+    "block_size",
+    "prefix_caching",
+    "kv_cache_bytes",
+    "max_num_seqs",
+    "max_step_tokens",
+    "end_markers",
+}
 
 
 def page_names() -> list[str]:
