@@ -110,7 +110,6 @@ class Engine:
         self._validate(request)
         params = request.params
         seed = params.seed if params.seed is not None else int.from_bytes(os.urandom(8), "little")
-        stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.stop_token_ids)
         prompt_logprobs: list[TokenLogprob] = []
         self._unfinished[request.id] = list(range(params.n))
         for index in range(params.n):
@@ -120,7 +119,6 @@ class Engine:
                 sequence=self._sequence(request, index),
                 answer=Answer(params, self.stop_token_ids, self.tokenizer),
                 seed=seed_of(seed, index),
-                stop_token_ids=stops,
                 counts=TokenCounts.wanted(params, request.prompt_token_ids),
                 prompt_logprobs=prompt_logprobs,
             )

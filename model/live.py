@@ -20,7 +20,6 @@ class Live:
     sequence: Sequence
     answer: Answer
     seed: int
-    stop_token_ids: frozenset[int]
     #: Tokens so far, where a penalty goes by them.
     counts: TokenCounts | None
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -35,7 +34,7 @@ class Live:
             seed=self.seed,
             position=self.sequence.num_generated,
             counts=self.counts,
-            stop_token_ids=self.stop_token_ids,
+            stop_token_ids=self.answer.stop_token_ids,
         )
 
     def accept(self, token: int, record: TokenLogprob | None) -> FinishReason | None:
