@@ -98,6 +98,7 @@ class Engine:
             block_size=plan.block_size,
             max_num_seqs=config.max_num_seqs,
             max_step_tokens=config.max_step_tokens,
+            max_model_len=plan.max_model_len,
         )
 
     @property
@@ -123,7 +124,9 @@ class Engine:
                 prompt_logprobs=prompt_logprobs,
             )
             self._live[request.id, index] = live
-            self._scheduler.add(live.sequence)
+            # The others wait for the first to score the prompt: their completions have its scores.
+            if index == 0 or params.prompt_logprobs is None:
+                self._scheduler.add(live.sequence)
 
     def _validate(self, request: Request) -> None:
         prompt, params, vocabulary = request.prompt_token_ids, request.params, self.vocab_size
@@ -243,10 +246,17 @@ class Engine:
     def _advance(self, chunks: Seq[Chunk]) -> None:
         for chunk in chunks:
             sequence = chunk.sequence
-            if sequence.num_computed < sequence.prompt_len == sequence.num_computed + chunk.num_tokens:
+            sequence.num_computed += chunk.num_tokens
+            if chunk.samples and not sequence.num_generated:
                 self._prompt_tokens += sequence.prompt_len
                 self._cached_tokens += sequence.num_cached or 0
-            sequence.num_computed += chunk.num_tokens
+                if sequence.num_scored is not None:
+                    self._queue_others(self._live[sequence.id].request.id)
+
+    def _queue_others(self, request_id: str) -> None:
+        """Queue the answers that waited for the first one's prompt to be scored."""
+        for index in self._unfinished[request_id][1:]:
+            self._scheduler.add(self._live[request_id, index].sequence)
 
     def _continue(self, sampled: Seq[Live], logits: Tensor) -> list[Completion]:
         """Give each answer its next token from its row of logits; return those that it ends."""
