@@ -10,6 +10,7 @@ whose beginning is being computed by another, but not in this step, is passed ov
 many with a new prefix prefills it for all.
 """
 
+import sys
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -87,6 +88,7 @@ class Scheduler:
         max_num_seqs: int,
         max_step_tokens: int,
         max_scored_tokens: int = 256,
+        max_model_len: int = sys.maxsize,
     ) -> None:
         """`max_scored_tokens` bounds a chunk of a prompt that is scored: each of its tokens has logits."""
         self.pool = pool
@@ -94,6 +96,7 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_step_tokens = max_step_tokens
         self.max_scored_tokens = max_scored_tokens
+        self.max_model_len = max_model_len
         self.waiting: OrderedDict[Hashable, Sequence] = OrderedDict()
         #: In order of admission.
         self.running: OrderedDict[Hashable, Sequence] = OrderedDict()
@@ -192,9 +195,10 @@ class Scheduler:
         return self.pool.find(sequence.keys.up_to(sequence.tokens, len(sequence.tokens)))
 
     def _fits(self, sequence: Sequence, found: list[int]) -> bool:
-        """Whether its other blocks are free, leaving each running sequence one to grow into."""
+        """Whether its other blocks are free, leaving each running sequence one to grow into, if any can."""
         missing = blocks_for(len(sequence.tokens), self.block_size) - len(found)
-        return missing + len(self.running) <= self.pool.num_free - self.pool.num_unheld(found)
+        growing = len(self.running) if self.max_model_len > self.block_size else 0
+        return missing + growing <= self.pool.num_free - self.pool.num_unheld(found)
 
     def _admit(self, sequence: Sequence, found: list[int]) -> None:
         del self.waiting[sequence.id]
