@@ -265,8 +265,16 @@ def test_the_simulation_meets_what_it_is_for() -> None:
         assert any(sequence.num_cached for sequence in simulation.sequences.values())
 
 
-def scheduler_of(num_blocks: int, *, block_size: int = 4, seqs: int = 8, tokens: int = 64) -> Scheduler:
-    return Scheduler(BlockPool(num_blocks), block_size=block_size, max_num_seqs=seqs, max_step_tokens=tokens)
+def scheduler_of(
+    num_blocks: int, *, block_size: int = 4, seqs: int = 8, tokens: int = 64, scored: int = 256
+) -> Scheduler:
+    return Scheduler(
+        BlockPool(num_blocks),
+        block_size=block_size,
+        max_num_seqs=seqs,
+        max_step_tokens=tokens,
+        max_scored_tokens=scored,
+    )
 
 
 def sequence_of(name: str, tokens: int | list[int], *, block_size: int | None = None) -> Sequence:
@@ -335,6 +343,19 @@ def test_a_prompt_finds_what_the_same_step_computes() -> None:
     assert advance(chunks) == [("first", 10), ("second", 1), ("third", 3)]
 
 
+def test_an_answer_is_found_as_well() -> None:
+    """By the prompt that goes on with it, but for its last token, which was never computed."""
+    scheduler = scheduler_of(64)
+    answered = sequence_of("answered", [1] * 6, block_size=4)
+    scheduler.add(answered)
+    for _ in range(7):
+        advance(scheduler.schedule())
+    assert len(answered.tokens) == 13
+    scheduler.remove("answered")
+    scheduler.add(sequence_of("again", [*answered.tokens, 5], block_size=4))
+    assert advance(scheduler.schedule()) == [("again", 2)]
+
+
 def test_a_sequence_is_not_its_own_hit_without_keys() -> None:
     scheduler = scheduler_of(64)
     for name in ("first", "second"):
@@ -361,12 +382,15 @@ def test_the_first_of_many_with_a_new_prefix_computes_it_for_all() -> None:
 
 
 def test_whoever_has_another_beginning_passes_those_that_wait_for_the_first() -> None:
-    scheduler = scheduler_of(1000, seqs=4, tokens=20)
-    scheduler.add(sequence_of("leader", [1] * 25, block_size=4))
-    scheduler.add(sequence_of("follower", [1] * 25, block_size=4))
-    assert advance(scheduler.schedule()) == [("leader", 20)]
-    scheduler.add(sequence_of("other", [2] * 9, block_size=4))
-    assert advance(scheduler.schedule()) == [("leader", 5), ("follower", 1), ("other", 9)]
+    """A leader leaves room in a step where its chunks are bounded by what is scored."""
+    scheduler = scheduler_of(1000, seqs=4, tokens=40, scored=8)
+    leader = sequence_of("leader", [1] * 18, block_size=4)
+    leader.num_scored = 0
+    scheduler.add(leader)
+    for name, tokens in (("follower", [1] * 18), ("part", [1] * 9), ("other", [2] * 9)):
+        scheduler.add(sequence_of(name, tokens, block_size=4))
+    assert advance(scheduler.schedule()) == [("leader", 8), ("part", 1), ("other", 9)]
+    assert advance(scheduler.schedule()) == [("leader", 8), ("part", 1), ("other", 1), ("follower", 2)]
 
 
 def test_those_that_wait_for_a_leader_go_on_when_it_is_gone() -> None:
@@ -396,20 +420,25 @@ class Watched(dict[object, Sequence]):
             yield key
 
 
-@pytest.mark.parametrize("alike", [True, False])
-@pytest.mark.parametrize("seqs", [1, 8])
-def test_a_step_costs_the_same_whatever_waits(*, alike: bool, seqs: int) -> None:
-    """10,000 wait: with the batch full none is looked at; held back by a leader, a fixed number."""
-    scheduler = scheduler_of(10_000, seqs=seqs, tokens=8)
-    scheduler.add(sequence_of("running", 1000, block_size=4))
+def test_with_the_batch_full_none_of_the_waiting_is_looked_at() -> None:
+    scheduler, waiting = scheduler_of(64, seqs=1), Watched()
+    scheduler.add(sequence_of("running", 4))
     advance(scheduler.schedule())
-    waiting = Watched()
-    for number in range(10_000):
-        own = [0] * 1000 if alike else [1 + number] * 1000
-        waiting[str(number)] = sequence_of(str(number), own, block_size=4)
+    waiting.update({str(number): sequence_of(str(number), 4) for number in range(10_000)})
+    scheduler.waiting = waiting  # type: ignore[assignment]
+    assert advance(scheduler.schedule()) == [("running", 1)]
+    assert waiting.looked_at == 0
+
+
+@pytest.mark.parametrize("length", [40, 4000])
+def test_held_back_by_a_leader_the_same_few_of_the_waiting_are_looked_at(length: int) -> None:
+    scheduler, waiting = scheduler_of(10_000, seqs=8, scored=4), Watched()
+    leader = sequence_of("leader", length, block_size=4)
+    leader.num_scored = 0
+    scheduler.add(leader)
+    advance(scheduler.schedule())
+    waiting.update({str(number): sequence_of(str(number), length, block_size=4) for number in range(10_000)})
     scheduler.waiting = waiting  # type: ignore[assignment]
     for _ in range(5):
-        chunks = scheduler.schedule()
-        assert [chunk.num_tokens for chunk in chunks] == [8]
-        advance(chunks)
-    assert waiting.looked_at <= (5 * (seqs - 1 + _LOOKAHEAD) if seqs > 1 else 0)
+        assert advance(scheduler.schedule()) == [("leader", 4)]
+    assert 5 <= waiting.looked_at <= 5 * (8 + _LOOKAHEAD)
