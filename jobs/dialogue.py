@@ -31,17 +31,34 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How to choose tokens; `None` leaves a choice to the next in line: line, job, model."""
 
     max_tokens: wire.MaxTokens | None = None
+    #: Tokens before which nothing ends the answer.
+    min_tokens: wire.MinTokens | None = None
     #: 0 is greedy.
     temperature: wire.Temperature | None = None
     #: 0 is off.
     top_k: wire.TopK | None = None
     top_p: wire.TopP | None = None
+    #: 0 is off.
+    min_p: wire.MinP | None = None
+    #: 1 is off.
+    repetition_penalty: wire.RepetitionPenalty | None = None
+    #: 0 is off.
+    presence_penalty: wire.Penalty | None = None
+    #: 0 is off.
+    frequency_penalty: wire.Penalty | None = None
     seed: wire.Seed | None = None
     stop: wire.StopStrings | None = None
     stop_token_ids: wire.TokenIds | None = None
     ignore_eos: bool | None = None
     #: Alternatives to report per token; 0 reports the chosen token alone.
     logprobs: wire.TopLogprobs | None = None
+
+    @property
+    def contradiction(self) -> str | None:
+        """What can not be at once, in one line."""
+        if self.min_tokens is None or self.max_tokens is None or self.min_tokens <= self.max_tokens:
+            return None
+        return f"min_tokens {self.min_tokens} is over max_tokens {self.max_tokens}"
 
     def over(self, base: "Sampling") -> "Sampling":
         """Own choices first, `base`'s where there is none."""
@@ -105,9 +122,9 @@ def parse_line(raw: bytes, number: int, max_bytes: int) -> Dialogue:
     if isinstance(line, tuple):
         return Dialogue(number, None, _turns(line, "$"), _UNSET)
     if line.body is None and line.url is None and line.method is None:
-        return Dialogue(number, line.custom_id, _plain_turns(line), _sampling(line, "$"))
+        return Dialogue(number, line.custom_id, _plain_turns(line), _consistent(_sampling(line, "$"), "$"))
     body = _batch_body(line)
-    sampling = _sampling(body, "$.body").over(_sampling(line, "$"))
+    sampling = _consistent(_sampling(body, "$.body").over(_sampling(line, "$")), "$.body")
     return Dialogue(number, line.custom_id, _turns(body.messages, "$.body.messages"), sampling)
 
 
@@ -177,9 +194,14 @@ def _sampling(body: wire.Body, where: str) -> Sampling:
     stop = body.stop
     sampling = Sampling(
         max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
+        min_tokens=body.min_tokens,
         temperature=body.temperature,
         top_k=body.top_k,
         top_p=body.top_p,
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
         seed=body.seed,
         stop=(stop,) if isinstance(stop, str) else stop,
         stop_token_ids=body.stop_token_ids,
@@ -187,6 +209,12 @@ def _sampling(body: wire.Body, where: str) -> Sampling:
         logprobs=_logprobs(body, where),
     )
     return _UNSET if sampling == _UNSET else sampling
+
+
+def _consistent(sampling: Sampling, where: str) -> Sampling:
+    if contradiction := sampling.contradiction:
+        raise LineError(INVALID_REQUEST, f"{contradiction} - at `{where}.min_tokens`")
+    return sampling
 
 
 def _logprobs(body: wire.Body, where: str) -> int | None:

@@ -8,9 +8,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 MaxTokens = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+MinTokens = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
 TopK = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 TopP = Annotated[float, msgspec.Meta(gt=0, le=1)]
+MinP = Annotated[float, msgspec.Meta(ge=0, le=1)]
+RepetitionPenalty = Annotated[float, msgspec.Meta(gt=0)]
+#: OpenAI's limits of presence and frequency penalty.
+Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 StopString = Annotated[str, msgspec.Meta(min_length=1)]
 StopStrings = Annotated[tuple[StopString, ...], msgspec.Meta(max_length=64)]
@@ -43,9 +48,14 @@ class Body(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     messages: tuple[Message, ...] | None = None
     max_tokens: MaxTokens | None = None
     max_completion_tokens: MaxTokens | None = None
+    min_tokens: MinTokens | None = None
     temperature: Temperature | None = None
     top_k: TopK | None = None
     top_p: TopP | None = None
+    min_p: MinP | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
     seed: Seed | None = None
     stop: StopString | StopStrings | None = None
     stop_token_ids: TokenIds | None = None
@@ -62,11 +72,7 @@ class Body(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     audio: Any = None
     web_search_options: Any = None
     structured_outputs: Any = None
-    frequency_penalty: Any = None
-    presence_penalty: Any = None
-    repetition_penalty: Any = None
     logit_bias: Any = None
-    min_p: Any = None
 
 
 class Line(Body, frozen=True, kw_only=True, gc=False):
@@ -91,11 +97,7 @@ NEUTRAL: tuple[tuple[str, tuple[object, ...]], ...] = (
     ("audio", ()),
     ("web_search_options", ()),
     ("structured_outputs", ()),
-    ("frequency_penalty", (0,)),
-    ("presence_penalty", (0,)),
-    ("repetition_penalty", (1,)),
     ("logit_bias", ({},)),
-    ("min_p", (0,)),
 )
 
 

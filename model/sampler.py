@@ -129,7 +129,7 @@ def _draw_likeliest(weights: Tensor, limits: Tensor, widths: Sequence[int]) -> T
     come in vLLM's order: top_p is a share of the mass that min_p and top_k leave.
     """
     vocabulary = weights.shape[-1]
-    chances, top_k, top_p, min_p = limits.split(1, dim=-1)
+    chances, top_k, top_p, min_p = limits.chunk(4, dim=-1)
     values, ids = weights.topk(widths[0])
     # min_p and top_k leave a beginning of the sorted tokens, which may end beyond the width.
     least = min_p * values[:, :1]

@@ -81,9 +81,24 @@ def submit(
         typer.Option(metavar="TEXT", help="Wraps the last user message, which replaces {text} in it."),
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens to generate per line.")] = None,
+    min_tokens: Annotated[int | None, typer.Option(help="Tokens before which no answer ends.")] = None,
     temperature: Annotated[float | None, typer.Option(help="From 0, which is greedy, to 2.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Over 0, up to 1.")] = None,
     top_k: Annotated[int | None, typer.Option(help="0 is off.")] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(help="Only tokens at least this share as likely as the likeliest; 0 is off."),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="On tokens of prompt and answer; over 0, 1 is off.")
+    ] = None,
+    presence_penalty: Annotated[
+        float | None, typer.Option(help="On tokens that the answer has; from -2 to 2, 0 is off.")
+    ] = None,
+    frequency_penalty: Annotated[
+        float | None,
+        typer.Option(help="The same, for each time that it has them; from -2 to 2, 0 is off."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes sampling reproducible.")] = None,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="Ends an answer; may be repeated.")
@@ -133,9 +148,14 @@ def submit(
         prompt_template=prompt_template,
         sampling=_sampling(
             max_tokens=max_tokens,
+            min_tokens=min_tokens,
             temperature=temperature,
             top_p=top_p,
             top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
             seed=seed,
             stop=stop or None,
         ),

@@ -56,6 +56,8 @@ class Order:
             raise OptionError(
                 "the prompt template has no place for the text", f"write {PLACEHOLDER} where it goes"
             )
+        if contradiction := self.sampling.contradiction:
+            raise OptionError(contradiction, "raise the one or lower the other")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

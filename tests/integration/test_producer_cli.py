@@ -116,7 +116,8 @@ def test_submit_as_json() -> None:
 
 def test_options_reach_the_job(settings: Settings) -> None:
     options = (
-        "--max-tokens 7 --temperature 0.5 --top-p 0.9 --top-k 4 --seed 3 --stop A --stop B --priority high"
+        "--max-tokens 7 --temperature 0.5 --top-p 0.9 --top-k 4 --seed 3 --stop A --stop B --priority high "
+        "--min-tokens 2 --min-p 0.1 --repetition-penalty 1.1 --presence-penalty -1 --frequency-penalty 0.25"
     )
     words = ["--model", "m", "--system", "S", "--prompt-template", "T {text}", *options.split()]
     assert run("submit", "-", *words, given=b'{"prompt":"x"}').exit_code == 0
@@ -125,6 +126,8 @@ def test_options_reach_the_job(settings: Settings) -> None:
     sampling = spec.sampling
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (7, 0.5, 0.9)
     assert (sampling.top_k, sampling.seed, sampling.stop) == (4, 3, ("A", "B"))
+    assert (sampling.min_tokens, sampling.min_p, sampling.repetition_penalty) == (2, 0.1, 1.1)
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (-1.0, 0.25)
     assert spec.source == "-"
 
 
@@ -186,6 +189,7 @@ def test_a_model_must_be_known() -> None:
         ["--groups", "cpu:0"],
         ["--wait", "--json", "--output", "-"],
         ["--max-tokens", "0"],
+        ["--min-p", "2"],
         ["--top-p", "0"],
         ["--temperature", "3"],
         ["--stop", ""],

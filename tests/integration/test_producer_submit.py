@@ -193,6 +193,11 @@ def test_a_template_without_a_place_for_the_text_is_refused(order: Callable[...,
         order(b"", prompt_template="Summarize")
 
 
+def test_sampling_that_contradicts_itself_is_refused(order: Callable[..., Order]) -> None:
+    with pytest.raises(OptionError, match="min_tokens 5 is over max_tokens 4"):
+        order(b"", sampling=Sampling(min_tokens=5, max_tokens=4))
+
+
 class FailingStore(Store):
     """A store that breaks when a key with this end is written."""
 

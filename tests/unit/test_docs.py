@@ -73,10 +73,17 @@ def test_every_linked_file_exists(page: str) -> None:
 
 def test_the_reference_lists_every_error_code() -> None:
     text = (ROOT / "docs" / "reference" / "lines.md").read_text()
-    listed = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+    listed = set(re.findall(r"^\| `(\w+)` \|", text.partition("## Errors")[2], re.MULTILINE))
     codes = {value for name, value in vars(dialogue).items() if name.isupper() and value == name.lower()}
     assert len(codes) == 8
     assert listed == codes
+
+
+def test_the_reference_lists_every_choice_of_sampling() -> None:
+    text = (ROOT / "docs" / "reference" / "lines.md").read_text()
+    rows = re.findall(r"^\| (`.*?) \|", text.partition("## Out")[0], re.MULTILINE)
+    listed = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert listed == {*dialogue.Sampling.__struct_fields__, "max_completion_tokens", "top_logprobs"}
 
 
 def commands() -> dict[str, set[str]]:

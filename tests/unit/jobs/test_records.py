@@ -1,9 +1,11 @@
 """Names that can not escape, and places that never change."""
 
+import msgspec
 import pytest
 
+from jobs.dialogue import Sampling
 from jobs.errors import JobsError
-from jobs.records import JobKeys, ShardRef, checked_model_name, new_job_id
+from jobs.records import JobKeys, JobSpec, ShardRef, checked_model_name, new_job_id
 from jobs.shard_index import ENTRY_BYTES
 
 
@@ -38,3 +40,16 @@ def test_the_places_of_a_job() -> None:
     assert keys.part(123456) == "jobs/j/output/part-123456.jsonl"
     assert keys.receipt(7) == "jobs/j/receipts/part-00007.json"
     assert ENTRY_BYTES == 96, "written into stores: it can not change"
+
+
+def test_a_job_of_an_earlier_version_is_readable() -> None:
+    """The object as version 0.1 wrote it, before sampling had penalties."""
+    written = (
+        b'{"id":"job-1","model":"m","created_at":1.5,"source":"a.jsonl","system":null,"prompt_template":null,'
+        b'"sampling":{"max_tokens":7,"temperature":0.5,"stop":["A"]},"priority":"normal","lines":3,'
+        b'"rejected":1,"shards":1,"input_bytes":9,"input_sha256":"ab"}'
+    )
+    spec = msgspec.json.decode(written, type=JobSpec)
+    assert spec.sampling == Sampling(max_tokens=7, temperature=0.5, stop=("A",))
+    assert spec.sampling.repetition_penalty is None
+    assert msgspec.json.encode(spec) == written

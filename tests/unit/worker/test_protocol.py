@@ -13,7 +13,17 @@ from worker.protocol import Finished, Generate, Refused, receive_for_engine, rec
 def test_messages_arrive_as_they_were_sent() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, theirs.makefile("rb") as stream:
-        asked = Generate("a", (1, 2), SamplingParams(max_tokens=3, stop=("x",), seed=4))
+        params = SamplingParams(
+            max_tokens=3,
+            min_tokens=2,
+            min_p=0.5,
+            repetition_penalty=1.1,
+            presence_penalty=-1,
+            frequency_penalty=0.25,
+            stop=("x",),
+            seed=4,
+        )
+        asked = Generate("a", (1, 2), params)
         send(ours, asked, asked)
         assert [receive_for_engine(stream), receive_for_engine(stream)] == [asked, asked]
         ours.shutdown(socket.SHUT_WR)
