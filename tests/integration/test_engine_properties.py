@@ -1,37 +1,70 @@
 """Random arrivals, aborts and tiny caches: a request gets the greedy tokens that it gets alone."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import Engine, EngineConfig, Request, SamplingParams
-from model.config import ModelConfig
+from model import LLM, Completion, Engine, EngineConfig, Request, SamplingParams
 from tests.golden import reference
 
 GOLDEN = reference.load("v2_gqa")
-MODEL = ModelConfig.load(GOLDEN.folder)
-TOKEN_BYTES = 2 * 4 * MODEL.num_layers * MODEL.num_kv_heads * MODEL.head_dim
+TOKEN_BYTES = GOLDEN.cache_bytes(1)
 LONGEST = max(map(len, GOLDEN.prompts)) + reference.GENERATED
+#: The golden's own, two that share their beginnings, and the same prompt a block of 8 shorter.
+PROMPTS = [
+    *GOLDEN.prompts,
+    [*GOLDEN.prompts[2][:25], 7, 8, 9],
+    [*GOLDEN.prompts[3][:64], 5],
+    GOLDEN.prompts[3][:88],
+]
+
+
+@cache
+def expected(prompt: int) -> list[int]:
+    """The original's tokens, or for other prompts what the engine answers to them alone."""
+    if prompt < len(GOLDEN.tokens):
+        return GOLDEN.tokens[prompt]
+    params = SamplingParams(max_tokens=reference.GENERATED, temperature=0, ignore_eos=True)
+    with LLM(GOLDEN.folder, prefix_caching=False, max_num_seqs=1, num_threads=1) as llm:
+        return list(llm.generate([PROMPTS[prompt]], params)[0].token_ids)
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One request: its prompt, its tokens, its step, and when its caller gives up, if ever."""
+    """One request: its prompt, its tokens, its step, when its caller gives up, if ever, and more."""
 
     prompt: int
     generated: int
     step: int
     abort_at: int | None
+    scored: bool
+    n: int
+
+    @property
+    def params(self) -> SamplingParams:
+        """Greedy, if it asks for several answers by the narrowest top_k."""
+        return SamplingParams(
+            max_tokens=self.generated,
+            temperature=0 if self.n == 1 else 1,
+            top_k=1,
+            n=self.n,
+            ignore_eos=True,
+            prompt_logprobs=0 if self.scored else None,
+        )
 
 
 ARRIVALS = st.lists(
     st.builds(
         Arrival,
-        prompt=st.integers(0, len(GOLDEN.prompts) - 1),
+        prompt=st.integers(0, len(PROMPTS) - 1),
         generated=st.integers(1, reference.GENERATED),
         step=st.integers(0, 25),
         abort_at=st.none() | st.integers(0, 60),
+        scored=st.sampled_from([False, False, True]),
+        n=st.sampled_from([1, 1, 1, 3]),
     ),
     min_size=1,
     max_size=8,
@@ -45,9 +78,16 @@ ARRIVALS = st.lists(
     spare_tokens=st.integers(0, 60),
     seqs=st.integers(1, 5),
     step_tokens=st.integers(5, 100),
+    mode=st.sampled_from([{}, {}, {"prefix_caching": False}, {"attention": "flash"}]),
 )
 def test_greedy_tokens_do_not_depend_on_what_else_runs(
-    arrivals: list[Arrival], block_size: int, spare_tokens: int, seqs: int, step_tokens: int
+    *,
+    arrivals: list[Arrival],
+    block_size: int,
+    spare_tokens: int,
+    seqs: int,
+    step_tokens: int,
+    mode: dict[str, object],
 ) -> None:
     engine = Engine(
         EngineConfig(
@@ -58,29 +98,46 @@ def test_greedy_tokens_do_not_depend_on_what_else_runs(
             max_num_seqs=seqs,
             max_step_tokens=step_tokens,
             num_threads=1,
+            **mode,
         )
     )
-    completions = {}
+    completions = {(int(one.request_id), one.index): one for one in served(engine, arrivals)}
+    assert len(completions) == sum(arrival.n for arrival in arrivals)
+    stats = engine.stats()
+    assert (stats.used_blocks, stats.running, stats.waiting) == (0, 0, 0)
+    for (number, _), completion in completions.items():
+        check(arrivals[number], completion)
+    done = [one for one in completions.values() if one.finish_reason != "abort"]
+    assert stats.prompt_tokens >= sum(one.prompt_tokens for one in done)
+    assert stats.cached_tokens >= sum(one.cached_tokens for one in done)
+    assert stats.generated_tokens == sum(len(one.token_ids) for one in completions.values())
+
+
+def served(engine: Engine, arrivals: list[Arrival]) -> Iterator[Completion]:
+    """All completions; a bound on the steps is what tells starvation."""
+    answers, ended = sum(arrival.n for arrival in arrivals), 0
     for step in range(10_000):
+        some: list[Completion] = []
         for number, arrival in enumerate(arrivals):
             if arrival.step == step:
-                engine.add(request(str(number), arrival))
-            if arrival.abort_at == step and (aborted := engine.abort(str(number))):
-                completions[number] = aborted[0]
-        completions.update((int(one.request_id), one) for one in engine.step())
-        if len(completions) == len(arrivals):
-            break
-    assert len(completions) == len(arrivals)
-    assert (engine.stats().used_blocks, engine.stats().running, engine.stats().waiting) == (0, 0, 0)
-    for number, completion in completions.items():
-        arrival = arrivals[number]
-        expected = GOLDEN.tokens[arrival.prompt][: arrival.generated]
-        if completion.finish_reason == "abort":
-            assert list(completion.token_ids) == expected[: len(completion.token_ids)]
-        else:
-            assert list(completion.token_ids) == expected
+                prompt = tuple(PROMPTS[arrival.prompt])
+                engine.add(Request(id=str(number), prompt_token_ids=prompt, params=arrival.params))
+            if arrival.abort_at == step:
+                some += engine.abort(str(number))
+        some += engine.step()
+        yield from some
+        ended += len(some)
+        if ended == answers:
+            return
+    raise AssertionError(f"{answers - ended} answers are still unfinished")
 
 
-def request(name: str, arrival: Arrival) -> Request:
-    params = SamplingParams(max_tokens=arrival.generated, temperature=0, ignore_eos=True)
-    return Request(id=name, prompt_token_ids=tuple(GOLDEN.prompts[arrival.prompt]), params=params)
+def check(arrival: Arrival, completion: Completion) -> None:
+    tokens = expected(arrival.prompt)[: arrival.generated]
+    aborted = completion.finish_reason == "abort"
+    assert list(completion.token_ids) == tokens[: len(completion.token_ids)]
+    assert aborted or len(completion.token_ids) == len(tokens)
+    if arrival.scored and not aborted:
+        assert completion.prompt_logprobs is not None
+        scored = [record.token_id for record in completion.prompt_logprobs]
+        assert scored == PROMPTS[arrival.prompt][1:]

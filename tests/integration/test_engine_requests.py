@@ -95,6 +95,64 @@ def test_an_abort_at_any_moment_frees_what_it_held(engine: Engine, golden: refer
     assert (stats.prompt_tokens, stats.generated_tokens) == (80, 29)
 
 
+@pytest.mark.parametrize("scored", [None, 0])
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_an_abort_ends_all_answers_to_a_request(
+    engine: Engine, golden: reference.Golden, scored: int | None, steps: int
+) -> None:
+    params = SamplingParams(max_tokens=24, n=3, seed=1, ignore_eos=True, prompt_logprobs=scored)
+    engine.add(request("many", golden.prompts[2], params))
+    engine.add(request("kept", golden.prompts[1]))
+    for _ in range(steps):
+        engine.step()
+    aborted = engine.abort("many")
+    assert [(one.request_id, one.index, one.finish_reason) for one in aborted] == [
+        ("many", index, "abort") for index in range(3)
+    ]
+    lengths = [len(one.token_ids) for one in aborted]
+    assert lengths == ([steps] * 3 if scored is None or not steps else [steps, steps - 1, steps - 1])
+    assert engine.abort("many") == []
+    engine.add(request("many", golden.prompts[0]))
+    finished = run(engine)
+    assert [list(finished[name].token_ids) for name in ("many", "kept")] == golden.tokens[:2]
+    assert engine.stats().used_blocks == 0
+
+
+def test_progress_is_what_an_unfinished_answer_has_so_far(engine: Engine, golden: reference.Golden) -> None:
+    engine.add(request("one", golden.prompts[0]))
+    engine.add(request("many", golden.prompts[1], SamplingParams(max_tokens=9, n=2, seed=3, ignore_eos=True)))
+    assert engine.progress("one") == ()
+    seen = []
+    finished = {}
+    while engine.has_unfinished:
+        finished.update(((one.request_id, one.index), one) for one in engine.step())
+        if ("many", 1) not in finished:
+            seen.append(engine.progress("many", 1))
+    assert [len(tokens) for tokens in seen] == list(range(1, 9))
+    assert seen[-1] == finished["many", 1].token_ids[:8]
+    assert finished["many", 1].token_ids != finished["many", 0].token_ids
+    for name, index in (("one", 0), ("many", 1), ("unknown", 0)):
+        with pytest.raises(KeyError):
+            engine.progress(name, index)
+
+
+def test_an_answer_of_several_can_end_before_the_others(engine: Engine, golden: reference.Golden) -> None:
+    """Each ends by itself; the id is in use until the last has."""
+    stops = tuple(range(0, 512, 8))
+    params = SamplingParams(max_tokens=24, n=4, seed=2, temperature=1.5, stop_token_ids=stops)
+    engine.add(request("many", golden.prompts[0], params))
+    ends = {}
+    for step in range(30):
+        for one in engine.step():
+            ends[one.index] = step
+        if len(ends) < 4:
+            with pytest.raises(InvalidParams, match="in use"):
+                engine.add(request("many", golden.prompts[0], params))
+    assert sorted(ends) == [0, 1, 2, 3]
+    assert len(set(ends.values())) > 1
+    assert not engine.has_unfinished
+
+
 def test_steps_without_work_do_nothing(engine: Engine) -> None:
     assert engine.step() == []
     assert engine.stats().steps == 0

@@ -200,7 +200,7 @@ def test_penalized_and_plain_rows_do_not_meet(llm: LLM, golden: Golden) -> None:
 
 @pytest.mark.parametrize("least", [0, 1, 2, 5, 24])
 def test_no_stop_token_before_min_tokens(llm: LLM, golden: Golden, least: int) -> None:
-    """All tokens of the original's answer are stops: before that, the likeliest of the others comes instead."""
+    """All tokens of the original's answer are stops: before that, the likeliest other comes instead."""
     number = 1
     tokens, logits = golden.tokens[number], golden.answers[f"p{number}_gen_logits"]
     stops = tuple(set(tokens))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.batch import Batch, decode_first
+from model.batch import NULL_BLOCK, Batch, decode_first
 from model.scheduler import Chunk, Sequence
 
 
@@ -37,6 +37,31 @@ def test_packing() -> None:
     metadata = batch.attention_metadata(block_size=4)
     assert metadata.num_decodes == 1
     assert metadata.slot_mapping.tolist() == [22, 30, 31, 12, 4, 5]
+
+
+def test_what_was_found_is_not_written_again() -> None:
+    """The last token of a prompt that is there entirely: computed, read from its block, kept nowhere."""
+    found = chunk([10, 11, 12, 13, 14, 15, 16, 17], 7, 1, [7, 3], 8)
+    found.sequence.num_found = 8
+    half = chunk([10, 11, 12, 13, 24, 25], 4, 2, [7, 5], 6)
+    half.sequence.num_found = 4
+    batch = Batch.of([found, half], block_size=4)
+    assert batch.write_starts.tolist() == [8, 4]
+    assert batch.block_tables.tolist() == [[7, 3], [7, 5]]
+    metadata = batch.attention_metadata(block_size=4)
+    assert metadata.slot_mapping.tolist() == [NULL_BLOCK * 4 + 3, 20, 21]
+    assert metadata.context_lens.tolist() == [8, 6]
+
+
+def test_each_scored_position_has_a_row() -> None:
+    """Two prompt tokens of three follow within the prompt; the chunk's last samples as well."""
+    first = chunk([10, 11, 12, 13], 0, 2, [1], 4)
+    last = chunk([20, 21, 22], 1, 2, [2], 3)
+    for scored, computed in ((first, 0), (last, 1)):
+        scored.sequence.num_scored = computed
+    chunks = [Chunk(one.sequence, one.num_tokens) for one in (first, last)]
+    assert [one.logit_positions for one in chunks] == [range(2), range(1, 3)]
+    assert Batch.of(chunks, block_size=4).logit_rows.tolist() == [0, 1, 2, 3]
 
 
 CHUNKS = st.lists(
