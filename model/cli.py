@@ -6,8 +6,10 @@ Exit status 0: done, or done before. 1: failed, with one line `error[code]: what
 
 import typer
 
+from model.commands import benchmark
 from model.commands.chat import chat
 from model.commands.convert import convert
+from model.commands.evaluate import evaluate
 
 app = typer.Typer(name="model", no_args_is_help=True)
 
@@ -19,6 +21,8 @@ def main() -> None:
 
 for command in (convert, chat):
     app.command()(command)
+app.add_typer(benchmark.app)
+app.command()(evaluate)
 
 if __name__ == "__main__":
     app()

@@ -52,7 +52,7 @@ class Terminal:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "model.cli", *map(str, arguments)],
             stdin=terminal, stdout=terminal, stderr=terminal, env=ENVIRONMENT, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # Ctrl-C goes to this session
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - so that Ctrl-C comes here
         )  # fmt: skip
         os.close(terminal)
         self.seen, self.read = "", 0
