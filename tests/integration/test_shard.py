@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from jobs.dialogue import Sampling
 from jobs.ledger import Claim, Ledger
 from jobs.records import JobKeys, JobState, Receipt, ShardRef
 from jobs.storage import Store
@@ -120,6 +121,34 @@ def test_a_shard_is_generated_committed_and_counted(station: Station, ref: Shard
     assert (receipt.succeeded, receipt.failed, receipt.completion_tokens, receipt.worker) == (3, 1, 9, "here")
     assert receipt.device_seconds > 0
     assert station.ledger.status(ref.job).state is JobState.COMPLETED
+
+
+def test_a_line_a_job_and_the_engine_mean_the_same_sampling(station: Station, place: Place) -> None:
+    """Under the job's penalty no token comes twice; a line may switch it off, or ask for what can not be."""
+    off = {"repetition_penalty": 1, "min_tokens": 0}
+    own: list[dict[str, object]] = [{}, off, {"min_tokens": 13}, {"temperature": 1, "min_p": 1}]
+    path = place.folder / "penalties.jsonl"
+    path.write_text(
+        "".join(json.dumps({"prompt": "a", "logprobs": True, **options}) + "\n" for options in own)
+    )
+    sampling = Sampling(max_tokens=12, min_tokens=12, repetition_penalty=1e6, temperature=0)
+    with place.client() as client:
+        job = client.submit(Order(sources=(str(path),), sampling=sampling)).spec.id
+    work(station, ShardRef(job, 0))
+    penalized, plain, refused, narrow = part_of(station.store, ShardRef(job, 0))
+    first, second, third = (
+        [token["bytes"] for token in line["response"]["body"]["choices"][0]["logprobs"]["content"]]  # type: ignore[index]
+        for line in (penalized, plain, narrow)
+    )
+    assert len(first) == 12
+    shown = [bytes(token).decode() for token in first if bytes(token).decode() != "\ufffd"]
+    assert len(set(shown)) == len(shown) > 0
+    assert second != first
+    assert third == first, "min_p of 1 leaves the likeliest token alone"
+    assert refused["error"] == {
+        "code": "invalid_request",
+        "message": "min_tokens 13 is over max_tokens 12",
+    }
 
 
 def test_a_second_hint_for_a_done_shard_does_nothing(station: Station, ref: ShardRef) -> None:
