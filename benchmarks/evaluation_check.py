@@ -69,10 +69,10 @@ class Reference:
         shared = 0
         while shared < min(len(self._seen), len(ids) - 1) and self._seen[shared] == ids[shared]:
             shared += 1
-        if shared:
-            self._past.crop(shared)
-        else:
+        if not shared:
             self._past = None
+        elif unshared := len(self._seen) - shared:
+            self._past.crop(-unshared)
         output = self.model(
             torch.tensor([ids[shared:]]), past_key_values=self._past, use_cache=True, logits_to_keep=1
         )
@@ -204,20 +204,15 @@ def agreement(
     )
 
 
-def print_table(found: Sequence[Agreement]) -> None:
-    """One row for each task."""
-    table = Table("task", "questions", "equal predictions", "correct: ours, theirs", "besides", "seconds")
-    for one in found:
-        ours, theirs = one.seconds
-        table.add_row(
-            one.task,
-            str(one.questions),
-            f"{one.equal}/{one.questions}",
-            f"{one.ours_correct}, {one.theirs_correct}",
-            one.detail,
-            f"{ours:.0f}, {theirs:.0f}",
-        )
-    Console().print(table)
+def print_table(one: Agreement) -> None:
+    """What is equal, and how near."""
+    ours, theirs = one.seconds
+    table = Table(
+        "task", "questions", "equal predictions", "correct: ours", "theirs", "seconds: ours", "theirs"
+    )
+    counts = (one.questions, one.equal, one.ours_correct, one.theirs_correct, round(ours), round(theirs))
+    table.add_row(one.task, *map(str, counts))
+    Console().print(table, one.detail)
 
 
 def main() -> None:
@@ -233,11 +228,9 @@ def main() -> None:
         folder = options.model or Path(scratch) / "smollm2"
         if options.model is None:
             run(Conversion(source=locate("smollm2"), target=folder), lambda *_: None)
-        found = []
         for check, data in ((check_boolq, options.boolq), (check_ceval, options.ceval)):
             if data is not None:
-                found.append(check(folder, data, options.questions, options.seed))
-                print_table(found[-1:])
+                print_table(check(folder, data, options.questions, options.seed))
 
 
 if __name__ == "__main__":
