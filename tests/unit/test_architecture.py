@@ -40,7 +40,8 @@ sys.meta_path.insert(0, Absent())
 for name in {names!r}:
     module = importlib.import_module(name)
     for found in pkgutil.walk_packages(getattr(module, "__path__", []), name + "."):
-        if not found.name.endswith(".__main__"):
+        origin = found.module_finder.find_spec(found.name).origin
+        if origin.endswith(".py") and not found.name.endswith(".__main__"):  # the CPU's kernels are no modules
             importlib.import_module(found.name)
 """
 
