@@ -173,6 +173,7 @@ class Simulation:
             sequence = chunk.sequence
             assert sequence.id in scheduler.running
             assert 0 < chunk.num_tokens <= sequence.num_pending
+            assert chunk.samples == (chunk.num_tokens == sequence.num_pending)
             assert sequence.num_found % size == 0
             assert min(sequence.num_found, len(sequence.tokens) - 1) <= sequence.num_computed
             assert len(sequence.blocks) >= blocks_for(sequence.num_computed + chunk.num_tokens, size)
@@ -266,7 +267,13 @@ def test_the_simulation_meets_what_it_is_for() -> None:
 
 
 def scheduler_of(
-    num_blocks: int, *, block_size: int = 4, seqs: int = 8, tokens: int = 64, scored: int = 256
+    num_blocks: int,
+    *,
+    block_size: int = 4,
+    seqs: int = 8,
+    tokens: int = 64,
+    scored: int = 256,
+    max_model_len: int = 10**9,
 ) -> Scheduler:
     return Scheduler(
         BlockPool(num_blocks),
@@ -274,6 +281,7 @@ def scheduler_of(
         max_num_seqs=seqs,
         max_step_tokens=tokens,
         max_scored_tokens=scored,
+        max_model_len=max_model_len,
     )
 
 
@@ -309,15 +317,23 @@ def test_a_step_mixes_decoded_tokens_with_a_chunk_of_a_prompt() -> None:
 
 def test_a_short_cache_preempts_the_newest_which_comes_back_before_later_arrivals() -> None:
     scheduler = scheduler_of(6)
-    for name in ("old", "new"):
-        scheduler.add(sequence_of(name, 7))
+    for name, length in (("old", 7), ("new", 7), ("later", 20)):
+        scheduler.add(sequence_of(name, length))
     while not scheduler.num_preemptions:
         advance(scheduler.schedule())
-    scheduler.add(sequence_of("later", 1))
     assert list(scheduler.running) == ["old"]
     assert list(scheduler.waiting) == ["new", "later"]
     assert scheduler.waiting["new"].num_computed == 0
     assert scheduler.waiting["new"].num_generated > 0
+
+
+def test_admission_leaves_each_running_sequence_a_block_to_grow_into() -> None:
+    """Unless it is as long as it can get."""
+    for longest, admitted in ((12, []), (4, ["second"])):
+        scheduler = scheduler_of(2, max_model_len=longest)
+        for name in ("first", "second"):
+            scheduler.add(sequence_of(name, 3))
+        assert advance(scheduler.schedule()) == [("first", 3), *((name, 3) for name in admitted)]
 
 
 @pytest.mark.parametrize("length", [4, 8, 12, 5, 1])
