@@ -142,7 +142,7 @@ def require_memory(name: str, bytes_per_weight: int, available: int) -> None:
         raise ConfigError(
             f"{name} has {parameters / 1e9:.1f} billion weights of {bytes_per_weight} bytes: they need "
             f"{parameters * bytes_per_weight / 1e9:.1f} GB, and {available / 1e9:.1f} GB of memory are "
-            "available; choose a smaller shape, a smaller --dtype or another machine"
+            "available; choose a smaller shape or a machine with more memory"
         )
 
 
