@@ -1,11 +1,14 @@
 """The whole family against the original modelling code: same logits and tokens, however it is run."""
 
 import itertools
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks import golden_table
 from model import LLM, EngineConfig, SamplingParams
 from model.batch import Batch
 from model.config import ModelConfig
@@ -15,8 +18,6 @@ from model.scheduler import Scheduler, Sequence
 from tests.golden import reference
 
 GREEDY = SamplingParams(max_tokens=reference.GENERATED, temperature=0, ignore_eos=True)
-#: InternLM v1 turns all cached keys anew as the sequence grows; this engine holds the prompt's base.
-HELD_BASE = {"v1_dyn"}
 
 
 @pytest.mark.parametrize("name", reference.NAMES)
@@ -28,7 +29,7 @@ def test_prefill_logits_equal_the_original(name: str, chunk: int, block_size: in
     runner.allocate_cache(256, block_size)
     for number, prompt in enumerate(golden.prompts):
         logits = prefill_logits(runner, prompt, chunk)
-        expected = torch.from_numpy(golden.answers[f"p{number}_prefill_logits"])
+        expected = torch.from_numpy(golden.prefill_logits(number))
         torch.testing.assert_close(logits[-len(expected) :], expected, rtol=0, atol=1e-4)
 
 
@@ -57,8 +58,6 @@ def test_greedy_tokens_equal_the_original(
     name: str, max_step_tokens: int, block_size: int, max_num_seqs: int
 ) -> None:
     golden = reference.load(name)
-    expected = golden.tokens
-    limit = ModelConfig.load(golden.folder).rope.max_position
     with LLM(
         golden.folder,
         block_size=block_size,
@@ -68,33 +67,68 @@ def test_greedy_tokens_equal_the_original(
         num_threads=1,
     ) as llm:
         completions = llm.generate(golden.prompts, GREEDY)
-    for prompt, completion, tokens in zip(golden.prompts, completions, expected, strict=True):
-        if name in HELD_BASE and len(prompt) + len(tokens) > limit:
-            assert completion.token_ids[0] == tokens[0]
-        else:
-            assert list(completion.token_ids) == tokens
+    for completion, tokens, count in zip(completions, golden.tokens, golden.comparable, strict=True):
+        assert list(completion.token_ids)[:count] == tokens[:count]
+
+
+@pytest.mark.parametrize("name", reference.NAMES)
+@pytest.mark.parametrize("block_size", [1, 8, 32])
+def test_logits_equal_the_original_after_prefix_hits(name: str, block_size: int) -> None:
+    """The table's own measure, in one of its settings."""
+    golden = reference.load(name)
+    row = golden_table.measure(golden, 1, [golden_table.Cache(block_size=block_size, prefix_caching=True)])
+    assert row.wrong == []
+    assert 0 < row.error < 1e-4
+    assert row.compared == row.equal == 2 * len(golden_table.CHUNKS) * len(golden.prompts)
+
+
+def test_the_table_tells_what_is_not_the_originals(capsys: pytest.CaptureFixture[str]) -> None:
+    """Answers that are another's are named, and the command fails."""
+    golden = reference.load("v2_gqa")
+    wrong = dict(golden.answers)
+    wrong["p0_gen_ids"] = golden.answers["p1_gen_ids"]
+    wrong["p1_prefill_logits"] = golden.prefill_logits(1) + np.float32(2e-4)
+    row = golden_table.measure(reference.Golden(golden.folder, wrong), 1, golden_table.CACHES[:1])
+    assert row.compared - row.equal == 2 * len(golden_table.CHUNKS)
+    assert row.error == pytest.approx(2e-4, abs=1e-4)
+    assert len(row.wrong) == 3 * len(golden_table.CHUNKS)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("name", reference.NAMES)
 def test_preempted_sequences_continue_as_if_nothing_had_been(name: str) -> None:
     """A cache that holds little more than the longest request: most sequences are preempted at least once."""
     golden = reference.load(name)
-    if name in HELD_BASE:
-        pytest.skip("its decoding past max_position is not the original's")
-    prompts = [prompt for prompt in golden.prompts if len(prompt) <= 40]
-    expected = [
-        tokens for prompt, tokens in zip(golden.prompts, golden.tokens, strict=True) if prompt in prompts
-    ]
+    numbers = [number for number, prompt in enumerate(golden.prompts) if len(prompt) <= 40] * 3
     with LLM(
-        golden.folder, block_size=4, max_model_len=64, kv_cache_bytes=one_request(golden, 64), num_threads=1
+        golden.folder,
+        block_size=4,
+        max_model_len=64,
+        kv_cache_bytes=golden.cache_bytes(64 + 16),
+        prefix_caching=False,
+        num_threads=1,
     ) as llm:
-        completions = llm.generate(prompts * 3, GREEDY)
+        completions = llm.generate([golden.prompts[number] for number in numbers], GREEDY)
         assert llm.engine.stats().preemptions > 0
         assert llm.engine.stats().used_blocks == 0
-    assert [list(completion.token_ids) for completion in completions] == expected * 3
+    for number, completion in zip(numbers, completions, strict=True):
+        count = golden.comparable[number]
+        assert list(completion.token_ids)[:count] == golden.tokens[number][:count]
 
 
-def one_request(golden: reference.Golden, tokens: int) -> int:
-    """Bytes of float32 cache for this many tokens and a few blocks more."""
-    config = ModelConfig.load(golden.folder)
-    return 2 * 4 * config.num_layers * config.num_kv_heads * config.head_dim * (tokens + 16)
+@pytest.mark.shared
+@pytest.mark.parametrize(("name", "option"), [("v2_dyn", "dynamic:2.0"), ("v2_linear", "linear:4")])
+def test_rope_scaling_from_an_option_is_that_of_a_config(name: str, option: str, tmp_path: Path) -> None:
+    """A copy whose config.json has no scaling answers otherwise, and with the option as the original."""
+    golden = reference.load(name)
+    config = json.loads((golden.folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "rope_scaling": None}))
+    for weights in golden.folder.glob("*.safetensors"):
+        (tmp_path / weights.name).symlink_to(weights)
+    options = {"max_model_len": 256, "num_threads": 1}
+    with LLM(tmp_path, **options) as llm:
+        assert [list(one.token_ids) for one in llm.generate(golden.prompts, GREEDY)] != golden.tokens
+    with LLM(tmp_path, rope_scaling=option, **options) as llm:
+        assert [list(one.token_ids) for one in llm.generate(golden.prompts, GREEDY)] == golden.tokens
+    with LLM(golden.folder, rope_scaling="default", **options) as llm:
+        assert [list(one.token_ids) for one in llm.generate(golden.prompts, GREEDY)] != golden.tokens
