@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -62,27 +63,46 @@ def attempt(config: EngineConfig, model: str, batch_size: int, lengths: Lengths,
         "lengths": lengths,
         "seed": seed,
     }
-    package = str(Path(__file__).resolve().parents[2])
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "model.benchmark.attempt"],
-        input=json.dumps(task),
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode == 0:
-        answer = json.loads(done.stdout.splitlines()[-1])
+    status, answers, words = _in_a_process(json.dumps(task))
+    if status == 0:
+        answer = json.loads(answers.splitlines()[-1])
         if answer.get("code") == PromptTooLong.code:
             raise PromptTooLong(answer["error"])
         if "code" not in answer:
             return Round(**answer)
         why = answer["error"]
-    elif done.returncode < 0:
-        why = f"the process was killed by {signal.Signals(-done.returncode).name}: out of memory?"
+    elif status < 0:
+        why = f"the process was killed by {signal.Signals(-status).name}"
+        why += ": out of memory?" if -status == signal.SIGKILL else ""
     else:
-        why = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        why = (words.strip().splitlines() or [f"the process ended with {status}"])[-1]
     return Round(model=model, batch_size=batch_size, input=lengths.input, output=lengths.output, error=why)
+
+
+def _in_a_process(task: str) -> tuple[int, str, str]:
+    """Exit status, output and error output of attempt.py, which ends when this process does."""
+    package = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "model.benchmark.attempt"],
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as child,
+    ):
+        assert child.stdin  # noqa: S101 - Popen was asked for pipes
+        assert child.stdout  # noqa: S101
+        try:
+            child.stdin.write(task + "\n")
+            child.stdin.flush()  # and stays open: its end is the end of the child
+            answers = child.stdout.read()
+        except BaseException:
+            child.kill()
+            raise
+        child.wait()
+        errors.seek(0)
+        return child.returncode, answers, errors.read()

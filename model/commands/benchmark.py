@@ -117,8 +117,8 @@ def performance(
 
         plan = benchmark_runs.PerformancePlan(cases=lengths, batch_sizes=batch_size or [1])
         config = _config(opened, engine, **plan.preferred(opened.model))
-        results = _results(subject, "performance", opened)
-        failed = benchmark_runs.performance(plan, config, opened.model, subject.seed, results)
+        with _results(subject, "performance", opened) as results:
+            failed = benchmark_runs.performance(plan, config, opened.model, subject.seed, results)
     sys.exit(1 if failed else 0)
 
 
@@ -152,12 +152,12 @@ def performance_maxbs(
         from model.commands import benchmark_runs  # noqa: PLC0415 - brings torch
 
         plan = benchmark_runs.SearchPlan(cases=lengths, ranges=batches, limit_ms=limit_ms)
-        results = _results(subject, "performance-maxbs", opened)
 
         def configured(**preferred: Any) -> EngineConfig:
             return _config(opened, engine, **preferred)
 
-        failed = benchmark_runs.performance_maxbs(plan, configured, opened.model, subject.seed, results)
+        with _results(subject, "performance-maxbs", opened) as results:
+            failed = benchmark_runs.performance_maxbs(plan, configured, opened.model, subject.seed, results)
     sys.exit(1 if failed else 0)
 
 
@@ -218,8 +218,9 @@ def throughput(  # noqa: PLR0917 - typer passes them by name
             ignore_eos=ignore_eos,
             seed=subject.seed,
         )
-        results = _results(subject, "throughput", opened)
-        benchmark_runs.throughput(work, _config(opened, engine), opened.model, results)
+        config = _config(opened, engine)
+        with _results(subject, "throughput", opened) as results:
+            benchmark_runs.throughput(work, config, opened.model, results)
 
 
 @contextmanager
@@ -251,7 +252,9 @@ def _config(subject: Subject, engine: EngineOptions, **preferred: Any) -> Engine
     return config
 
 
-def _results(options: SubjectOptions, kind: str, subject: Subject) -> Any:
-    from model.commands.benchmark_results import Results  # noqa: PLC0415 - brings torch
+@contextmanager
+def _results(options: SubjectOptions, kind: str, subject: Subject) -> Iterator[Any]:
+    from model.commands import benchmark_results  # noqa: PLC0415 - brings torch
 
-    return Results.opened(options.output_dir, kind, subject.name, as_json=options.as_json)
+    with benchmark_results.opened(options.output_dir, kind, subject.name, as_json=options.as_json) as results:
+        yield results

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +31,6 @@ class Results:
     kind: str
     model: str
     as_json: bool
-
-    @classmethod
-    def opened(cls, parent: Path, kind: str, model: str, *, as_json: bool) -> "Results":
-        """A new folder, made before anything is measured. Raises ConfigError where it can not be."""
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{kind}-{model}"
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            number = 1
-            folder = parent / name
-            while folder.exists():
-                number += 1
-                folder = parent / f"{name}-{number}"
-            folder.mkdir()
-        except OSError as error:
-            raise ConfigError(
-                f"can not make a folder in {parent}: {error.strerror}; choose another --output-dir"
-            ) from None
-        return cls(folder=folder, kind=kind, model=model, as_json=as_json)
 
     @property
     def title(self) -> str:
@@ -79,6 +62,34 @@ class Results:
             for table in tables:
                 console.print(table)
         self.note(f"results.csv, results.json and plot.svg are in {self.folder}")
+
+
+@contextmanager
+def opened(parent: Path, kind: str, model: str, *, as_json: bool) -> Iterator[Results]:
+    """A new folder in `parent`, gone again if nothing came of the run. Raises ConfigError."""
+    try:
+        folder = _new_folder(parent, f"{time.strftime('%Y%m%d-%H%M%S')}-{kind}-{model}")
+    except OSError as error:
+        raise ConfigError(
+            f"can not make a folder in {parent}: {error.strerror}; choose another --output-dir"
+        ) from None
+    try:
+        yield Results(folder=folder, kind=kind, model=model, as_json=as_json)
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        break
+    return folder
 
 
 @contextmanager

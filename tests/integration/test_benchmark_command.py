@@ -5,10 +5,13 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -127,10 +130,28 @@ def test_a_try_that_can_not_run_is_a_failed_try(tiny: Path) -> None:
         attempt(EngineConfig(path=tiny, num_threads=1), "tiny", 1, Lengths(CONTEXT, 2), seed=0)
 
 
+def test_a_try_that_is_killed_is_a_failed_try(tiny: Path) -> None:
+    config = EngineConfig(path=tiny, num_threads=1)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(attempt, config, "tiny", 64, Lengths(100, 100), seed=0)
+        deadline = time.monotonic() + 60
+        while not (
+            found := [
+                one for one in psutil.Process().children() if "model.benchmark.attempt" in one.cmdline()
+            ]
+        ):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        found[0].kill()
+        one = future.result(60)
+    assert one.error == "the process was killed by SIGKILL: out of memory?"
+    assert (one.batch_size, one.input, one.output) == (64, 100, 100)
+
+
 def test_throughput_of_random_prompts(tiny: Path, tmp_path: Path) -> None:
     done = command(
-        tmp_path, tiny, "throughput", "--num-prompts", 9, "--input-len", 20, "--output-len", 5, "--max-num-seqs",
-        4, "--json",
+        tmp_path, tiny, "throughput", "--num-prompts", 9, "--input-len", 20, "--output-len", 5,
+        "--max-num-seqs", 4, "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     folder, document, rows = results(tmp_path / "benchmark-results")
@@ -196,6 +217,7 @@ def test_what_is_wrong_is_said(
     done = command(tmp_path, *words)
     assert done.returncode == status
     assert message in " ".join(done.stderr.replace("│", "").split())
+    assert not list(tmp_path.glob("benchmark-results/*"))
 
 
 def test_a_folder_that_can_not_be_made_is_said_before_the_work(tiny: Path, tmp_path: Path) -> None:

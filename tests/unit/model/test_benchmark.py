@@ -22,7 +22,8 @@ from model.request import Completion
 MODELTEST = [
     "Model", "Batchsize", "In_seq", "Out_seq", "Total time(s)", "Prefill all time(ms)",
     "Prefill average time(ms)", "Non-first token time(ms)", "Non-first token Throughput(Tokens/s)",
-    "Throughput(Tokens/s)", "Non-first token Throughput Average(Tokens/s)", "E2E Throughput Average(Tokens/s)",
+    "Throughput(Tokens/s)", "Non-first token Throughput Average(Tokens/s)",
+    "E2E Throughput Average(Tokens/s)",
 ]  # fmt: skip
 
 

@@ -55,8 +55,8 @@ def test_a_record_becomes_options_and_comes_back() -> None:
     words = [
         "--attention", "flash", "--dtype", "float32", "--device", "npu", "--tp", "2", "--max-model-len",
         "300", "--rope-scaling", "dynamic:2.0", "--block-size", "16", "--kv-cache", "2GiB", "--max-num-seqs",
-        "5", "--max-step-tokens", "64", "--no-prefix-caching", "--threads", "3", "--top-k", "4", "--stop", "a",
-        "--stop", "b", "--seed", "1", "--json",
+        "5", "--max-step-tokens", "64", "--no-prefix-caching", "--threads", "3", "--top-k", "4",
+        "--stop", "a", "--stop", "b", "--seed", "1", "--json",
     ]  # fmt: skip
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
