@@ -163,6 +163,7 @@ def penalized(logits: np.ndarray, prompt: list[int], answer: list[int], params: 
         {"repetition_penalty": 1.5},
         {"repetition_penalty": 0.4},
         {"presence_penalty": -2.0},
+        {"repetition_penalty": 1.001, "presence_penalty": -2.0},
         {"frequency_penalty": -2.0, "presence_penalty": 1.0},
         {"repetition_penalty": 1.3, "frequency_penalty": 0.7, "presence_penalty": 0.5},
     ],
