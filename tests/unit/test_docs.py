@@ -3,6 +3,7 @@
 import re
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -96,15 +97,25 @@ def commands() -> dict[str, set[str]]:
     ):
         group = typer.main.get_command(app)
         for name, command in group.commands.items():  # type: ignore[attr-defined]
-            options = {word for option in command.params for word in option.opts if word.startswith("--")}
-            found[f"{package} {name}"] = options
+            found[f"{package} {name}"] = options_of(command)
     return found
+
+
+def options_of(command: Any) -> set[str]:
+    """The options of a command, those of its kinds included."""
+    words = [word for option in command.params for word in (*option.opts, *option.secondary_opts)]
+    own = {word for word in words if word.startswith("--")}
+    return own.union(*(options_of(kind) for kind in getattr(command, "commands", {}).values()))
 
 
 def test_the_reference_lists_every_command_with_its_options() -> None:
     text = (ROOT / "docs" / "reference" / "commands.md").read_text()
     sections = re.findall(r"^## `(\w+ \w+)[^`]*`\n(.*?)(?=^## )", text, re.MULTILINE | re.DOTALL)
-    described = {name: set(re.findall(r"--[a-z][\w-]*", body)) for name, body in sections}
+    shared = text.partition("\n## Engine options\n")[2].partition("\n## ")[0]
+    described = {
+        name: set(re.findall(r"--[a-z][\w-]*", body + shared * ("(#engine-options)" in body)))
+        for name, body in sections
+    }
     actual = commands()
     assert described.keys() == actual.keys()
     for name, options in actual.items():
