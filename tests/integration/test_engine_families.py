@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM
 
 from model import LLM, SamplingParams
 from tests.golden import families
+from tests.golden.formulas import log_softmax, penalized
 
 GENERATED = 24
 LENGTHS = (1, 7, 32, 61)
@@ -51,11 +52,6 @@ def greedy(case: Case, prompt: list[int]) -> Iterator[tuple[int, float]]:
         second, first = np.sort(row := logits(case, tokens)[-1])[-2:]
         tokens.append(int(row.argmax()))
         yield tokens[-1], float(first - second)
-
-
-def log_softmax(rows: np.ndarray) -> np.ndarray:
-    exact = rows.astype(np.float64)
-    return exact - np.log(np.exp(exact).sum(-1, keepdims=True))
 
 
 @pytest.mark.parametrize(
@@ -104,6 +100,26 @@ def test_the_repetition_penalty_is_transformers(case: Case) -> None:
             pad_token_id=0,
         )
         assert list(completion.token_ids) == expected[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"frequency_penalty": 1.5},
+        {"frequency_penalty": -0.3, "presence_penalty": 1.0, "repetition_penalty": 1.2},
+        {"presence_penalty": 2.0, "repetition_penalty": 0.9},
+    ],
+)
+def test_penalties_hold_through_a_whole_answer(case: Case, options: dict[str, float]) -> None:
+    """Against transformers' logits of the same tokens, penalized by the formulas."""
+    params = SamplingParams(max_tokens=GENERATED, temperature=0, ignore_eos=True, **options)
+    with LLM(case.folder, num_threads=1) as llm:
+        completions = llm.generate(case.prompts, params)
+    for prompt, completion in zip(case.prompts, completions, strict=True):
+        rows = logits(case, [*prompt, *completion.token_ids])[len(prompt) - 1 : -1]
+        for step, (row, token) in enumerate(zip(rows, completion.token_ids, strict=True)):
+            wanted = penalized(row, prompt, completion.token_ids[:step], params)
+            assert wanted[token] > wanted.max() - 1e-4
 
 
 @pytest.mark.parametrize("name", list(families.DYNAMIC))

@@ -12,6 +12,7 @@ import pytest
 
 from model import LLM, Completion, SamplingParams, TokenLogprob
 from tests.golden import reference
+from tests.golden.formulas import log_softmax, penalized
 
 Golden = reference.Golden
 CLOSE = 1e-4
@@ -19,12 +20,6 @@ CLOSE = 1e-4
 
 def params_of(**options: object) -> SamplingParams:
     return SamplingParams(**{"max_tokens": 1, "temperature": 0, "ignore_eos": True, **options})
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    exact = logits.astype(np.float64)
-    shifted = exact - exact.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def assert_prompt_scores(golden: Golden, number: int, completion: Completion, count: int) -> None:
@@ -142,19 +137,6 @@ def test_logprobs_of_tokens_that_are_asked_for(llm: LLM, golden: Golden) -> None
             assert record.logprob == pytest.approx(row[record.token_id], abs=CLOSE)
             assert [token for token, _ in record.asked] == list(asked[number])
             assert [value for _, value in record.asked] == pytest.approx(row[list(asked[number])], abs=CLOSE)
-
-
-def penalized(logits: np.ndarray, prompt: list[int], answer: list[int], params: SamplingParams) -> np.ndarray:
-    """vLLM's order: repetition over prompt and answer, then frequency and presence over the answer."""
-    out = logits.astype(np.float64).copy()
-    for token in {*prompt, *answer}:
-        if out[token] > 0:
-            out[token] /= params.repetition_penalty
-        else:
-            out[token] *= params.repetition_penalty
-    for token, count in Counter(answer).items():
-        out[token] -= params.frequency_penalty * count + params.presence_penalty
-    return out
 
 
 @pytest.mark.parametrize(
