@@ -10,8 +10,11 @@ import typer
 from model.commands import console
 from model.commands.options import CheckpointArgument, EngineOptions, JsonOption, with_records
 from model.commands.sampling import SamplingOptions
+from model.config import EngineConfig
 from model.dialogues import read_dialogues, user_message
 from model.errors import InvalidParams
+
+_MOST_AT_ONCE = EngineConfig(path=Path()).max_num_seqs
 
 
 class TemplateName(StrEnum):
@@ -67,7 +70,7 @@ def chat(  # noqa: PLR0917 - typer passes them by name
         from model.commands.talker import talker  # noqa: PLC0415
 
         # One who reads along waits for one answer at a time.
-        config = engine.config(checkpoint) if dialogues else engine.config(checkpoint, max_num_seqs=1)
+        config = engine.config(checkpoint, max_num_seqs=min(max(1, len(dialogues)), _MOST_AT_ONCE))
         template = None if chat_template is None else chat_template.value
         with talker(config, system=system, template=template, raw=no_chat) as talk:
             if dialogues:

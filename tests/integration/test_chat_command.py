@@ -123,10 +123,12 @@ def test_at_a_terminal(tiny: Path, terminal: Callable[..., Terminal]) -> None:
     assert "\x1b[3" not in screen.seen, "a dumb terminal gets no colours"
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_ctrl_c_ends_the_answer_and_the_dialogue_goes_on(
-    tiny: Path, terminal: Callable[..., Terminal]
+    tiny: Path, terminal: Callable[..., Terminal], ranks: int
 ) -> None:
-    screen = terminal("chat", tiny, "--max-tokens", 100_000, "--max-model-len", 100_000, "--ignore-eos")
+    endless = ["--max-tokens", 100_000, "--max-model-len", 100_000, "--ignore-eos", "--threads", 1]
+    screen = terminal("chat", tiny, *endless, "--tp", ranks)
     screen.wait_for("> $")
     screen.type("hello\n")
     screen.wait_for(r"hello\r\n(.|\n){40}")  # the answer has begun
