@@ -1,16 +1,21 @@
 """Tensor parallelism over real processes: equal tokens at every world size; all end when one dies."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from benchmarks import golden_table
 from model import LLM, Engine, EngineConfig, Request, SamplingParams
-from model.errors import ConfigError, RankError
+from model.errors import CheckpointError, ConfigError, RankError
 from tests.golden import reference
 from tests.models import small_model
 
@@ -37,17 +42,43 @@ def test_tokens_equal_those_of_one_rank(world: int) -> None:
         )
 
 
-@pytest.mark.parametrize(("name", "world"), [("v1_bias", 2), ("v1_bias", 3), ("v3_dyn", 4), ("v2_dyn", 2)])
+@pytest.mark.parametrize(("name", "world"), [("v1_bias", 2), ("v3_dyn", 4), ("v2_dyn", 2), ("v2_linear", 2)])
 @pytest.mark.shared
 def test_the_family_on_several_ranks(name: str, world: int) -> None:
-    """Biases are added once; 256 columns of an MLP do not divide by 3, which is told."""
+    """Biases are added once. Twice, so that the second time finds the first's blocks on every rank."""
     golden = reference.load(name)
-    if (name, world) == ("v1_bias", 3):
-        with pytest.raises(ConfigError, match="does not divide the model's 256 MLP columns"):
-            LLM(golden.folder, tensor_parallel_size=world)
-        return
-    with LLM(golden.folder, tensor_parallel_size=world, max_model_len=256, num_threads=1) as llm:
-        assert [list(one.token_ids) for one in llm.generate(golden.prompts, GREEDY)] == golden.tokens
+    options = {"max_step_tokens": 40, "max_num_seqs": 8, "block_size": 8, "max_model_len": 256}
+    with LLM(golden.folder, tensor_parallel_size=world, num_threads=1, **options) as llm:
+        for _ in range(2):
+            completions = llm.generate(golden.prompts, GREEDY)
+            assert [list(one.token_ids) for one in completions] == golden.tokens
+        assert all(one.cached_tokens for one in completions if one.prompt_tokens >= 8)
+
+
+@pytest.mark.parametrize(
+    "cache", [golden_table.Cache(block_size=8, prefix_caching=True), golden_table.CACHES[-1]]
+)
+def test_logits_on_two_ranks_equal_the_original(cache: golden_table.Cache) -> None:
+    golden = reference.load("v2_gqa")
+    row = golden_table.measure(golden, 2, [cache])
+    assert row.wrong == []
+    assert 0 < row.error < 1e-4
+    assert row.equal == row.compared == 24
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("name", "world", "what"),
+    [
+        ("v1_bias", 4, "6 attention heads"),
+        ("v1_bias", 3, "256 MLP columns"),
+        ("v3_dyn", 16, "8 attention heads"),
+    ],
+)
+def test_ranks_that_do_not_divide_the_model_are_told(name: str, world: int, what: str) -> None:
+    golden = reference.load(name)
+    with pytest.raises(ConfigError, match=f"{world} does not divide the model's {what}"):
+        LLM(golden.folder, tensor_parallel_size=world)
 
 
 @pytest.mark.slow
@@ -64,9 +95,9 @@ def test_the_real_model_on_three_ranks() -> None:
     assert "Paris" in answers[0][0].text
 
 
-def engine_of_two() -> Engine:
+def engine_of(world: int) -> Engine:
     golden = reference.load("v2_gqa")
-    engine = Engine(EngineConfig(path=golden.folder, tensor_parallel_size=2, num_threads=1))
+    engine = Engine(EngineConfig(path=golden.folder, tensor_parallel_size=world, num_threads=1))
     for number, prompt in enumerate(golden.prompts):
         engine.add(Request(id=str(number), prompt_token_ids=tuple(prompt), params=GREEDY))
     return engine
@@ -77,26 +108,84 @@ def run(engine: Engine) -> None:
         engine.step()
 
 
-def rank_processes() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children(recursive=True) if "model.runner" in child.cmdline()]
+def rank_processes() -> dict[int, psutil.Process]:
+    """By their ranks."""
+    children = psutil.Process().children(recursive=True)
+    return {int(one.environ()["RANK"]): one for one in children if "model.runner" in one.cmdline()}
 
 
-def test_a_rank_that_dies_is_named_and_the_engine_ends() -> None:
-    engine = engine_of_two()
+@pytest.mark.parametrize(("world", "rank"), [(2, 1), (4, 1), (4, 3)])
+def test_a_rank_that_dies_is_named_and_the_others_end(world: int, rank: int) -> None:
+    """Nobody calls close: the step that meets it ends them, and what follows says the same."""
+    engine = engine_of(world)
     try:
         engine.step()
-        (other,) = rank_processes()
-        other.send_signal(signal.SIGKILL)
-        with pytest.raises(RankError, match="rank 1 of 2 was killed by SIGKILL"):
+        others = rank_processes()
+        assert sorted(others) == list(range(1, world))
+        others[rank].send_signal(signal.SIGKILL)
+        with pytest.raises(RankError, match=f"rank {rank} of {world} was killed by SIGKILL") as first:
             run(engine)
+        _, alive = psutil.wait_procs(list(others.values()), timeout=10)
+        assert not alive
+        assert not rank_processes()
+        for _ in range(2):
+            with pytest.raises(RankError) as again:
+                engine.step()
+            assert again.value is first.value
     finally:
         engine.close()
+
+
+def test_a_rank_that_dies_within_a_step_is_named() -> None:
+    """Rank 2 stops answering, so that rank 0 waits for it in the middle of a step, and is killed then."""
+    engine = engine_of(4)
+    try:
+        engine.step()
+        others = rank_processes()
+        others[2].send_signal(signal.SIGSTOP)
+        killer = threading.Timer(1.0, lambda: others[2].send_signal(signal.SIGKILL))
+        killer.start()
+        with pytest.raises(RankError, match="rank 2 of 4 was killed by SIGKILL"):
+            run(engine)
+        killer.join()
+        _, alive = psutil.wait_procs(list(others.values()), timeout=10)
+        assert not alive
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("damage", ["missing", "mis-shaped"])
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        "model.layers.1.attention.wqkv.weight",
+        "model.layers.2.feed_forward.w2.weight",
+        "model.norm.weight",
+        "output.weight",
+    ],
+)
+def test_a_tensor_that_is_not_as_it_should_be_is_named(
+    tmp_path: Path, tensor: str, damage: str, world: int
+) -> None:
+    """On each number of ranks, and no process is left behind."""
+    golden = reference.load("v2_gqa")
+    (tmp_path / "config.json").write_text((golden.folder / "config.json").read_text())
+    tensors = load_file(golden.folder / "model.safetensors")
+    found = tensors.pop(tensor)
+    if damage == "mis-shaped":
+        tensors[tensor] = np.ascontiguousarray(found[:-1])
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=re.escape(tensor)) as error:
+        LLM(tmp_path, tensor_parallel_size=world, num_threads=1)
+    assert ("has no tensor" if damage == "missing" else "has shape") in str(error.value)
+    assert "\n" not in str(error.value)
     assert not rank_processes()
 
 
 def test_close_ends_the_ranks_and_a_new_engine_can_start() -> None:
     for _ in range(2):
-        engine = engine_of_two()
+        engine = engine_of(2)
         run(engine)
         engine.close()
         assert not rank_processes()
