@@ -59,7 +59,7 @@ def results(parent: Path) -> tuple[Path, dict[str, Any], list[dict[str, str]]]:
 
 
 def test_performance(tiny: Path, tmp_path: Path) -> None:
-    arguments = ["[[24,6],[8,1]]", "--batch-size", 1, "--batch-size", 3, "--threads", 1]
+    arguments = ["[[24,6],[8,1]]", "--batch-size", 1, "--batch-size", 3, "--threads", 1, "--block-size", 4]
     done = command(tmp_path, tiny, "performance", *arguments)
     assert done.returncode == 0, done.stderr
     folder, document, rows = results(tmp_path / "benchmark-results")

@@ -146,13 +146,14 @@ def test_ctrl_c_ends_the_answer_and_the_dialogue_goes_on(
 
 def test_lines_from_a_pipe_are_one_dialogue(tiny: Path) -> None:
     arguments = [tiny, "--max-tokens", 6, "--json", "--ignore-eos", "--system", "Be brief."]
-    done = command(*arguments, given="one\n\ntwo\n/reset\none\n/exit\nnever\n")
+    done = command(*arguments, given="one\n\ntwo\n3\n/reset\none\n/exit\nnever\n")
     assert done.returncode == 0, done.stderr
-    first, second, third = [json.loads(line) for line in done.stdout.splitlines()]
+    first, second, third, last = [json.loads(line) for line in done.stdout.splitlines()]
     assert first["completion_tokens"] == 6
     assert first["finish_reason"] == "length"
     assert second["prompt_tokens"] > first["prompt_tokens"] + first["completion_tokens"]
-    assert {**third, "seconds": 0, "cached_tokens": 0} == {**first, "seconds": 0, "cached_tokens": 0}
+    assert third["prompt_tokens"] > second["prompt_tokens"] + second["completion_tokens"]
+    assert {**last, "seconds": 0, "cached_tokens": 0} == {**first, "seconds": 0, "cached_tokens": 0}
     plain = command(*[argument for argument in arguments if argument != "--json"], given="one\n")
     assert plain.stdout == first["answer"] + "\n"
     assert "\x1b" not in plain.stdout + plain.stderr
