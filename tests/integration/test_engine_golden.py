@@ -76,10 +76,11 @@ def test_greedy_tokens_equal_the_original(
 def test_logits_equal_the_original_after_prefix_hits(name: str, block_size: int) -> None:
     """The table's own measure, in one of its settings."""
     golden = reference.load(name)
-    row = golden_table.measure(golden, 1, [golden_table.Cache(block_size=block_size, prefix_caching=True)])
+    setting = golden_table.Setting(block_size=block_size, prefix_caching=True)
+    row = golden_table.measure(golden, 1, [setting])
     assert row.wrong == []
     assert 0 < row.error < 1e-4
-    assert row.compared == row.equal == 2 * len(golden_table.CHUNKS) * len(golden.prompts)
+    assert row.compared == row.equal == 2 * len(setting.chunks) * len(golden.prompts)
 
 
 def test_the_table_tells_what_is_not_the_originals(capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,10 +89,10 @@ def test_the_table_tells_what_is_not_the_originals(capsys: pytest.CaptureFixture
     wrong = dict(golden.answers)
     wrong["p0_gen_ids"] = golden.answers["p1_gen_ids"]
     wrong["p1_prefill_logits"] = golden.prefill_logits(1) + np.float32(2e-4)
-    row = golden_table.measure(reference.Golden(golden.folder, wrong), 1, golden_table.CACHES[:1])
-    assert row.compared - row.equal == 2 * len(golden_table.CHUNKS)
+    row = golden_table.measure(reference.Golden(golden.folder, wrong), 1, golden_table.FEW)
+    assert row.compared - row.equal == 2 * len(golden_table.FEW)
     assert row.error == pytest.approx(2e-4, abs=1e-4)
-    assert len(row.wrong) == 3 * len(golden_table.CHUNKS)
+    assert len(row.wrong) == 3 * len(golden_table.FEW)
     assert capsys.readouterr().out == ""
 
 
