@@ -35,8 +35,10 @@ class Operations(Protocol):
     def attention(self, metadata: AttentionMetadata, heads: int, kv_heads: int, head_dim: int) -> Attend: ...  # noqa: D102
 
 
-#: Kernels by dtype, none where none were built. What is not here goes through torch.
-KERNELS: Mapping[torch.dtype, Operations] = cpu_kernels.load()
+#: The instruction set of the kernels, "none" where none were built.
+INSTRUCTION_SET = next(iter(cpu_kernels.instruction_sets()), "none")
+#: Kernels by dtype. What is not here goes through torch.
+KERNELS: Mapping[torch.dtype, Operations] = cpu_kernels.load(INSTRUCTION_SET)
 
 
 def place(local_rank: int) -> torch.device:  # noqa: ARG001 - one host, whatever the rank
@@ -74,7 +76,7 @@ def projection(weight: Tensor, bias: Tensor | None) -> Projection:
 
 def kernels_in_use() -> str:
     """The kernels' instruction set, or "none" where all goes through torch."""
-    return cpu_kernels.instruction_set() or "none" if KERNELS else "none"
+    return INSTRUCTION_SET if KERNELS else "none"
 
 
 def _operations(tensor: Tensor) -> Operations:

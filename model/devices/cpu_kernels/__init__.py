@@ -193,17 +193,16 @@ def _library(name: str) -> ctypes.CDLL | None:
     return library if library and library.interface_version() == _VERSION else None
 
 
-def instruction_set() -> str | None:
-    """The best that was built and that this CPU runs."""
+def instruction_sets() -> list[str]:
+    """Those that were built and that this CPU runs, the best first."""
     baseline = _library("baseline")
     if baseline is None:
-        return None
-    usable = (name for name in ("avx512bf16", "avx2") if baseline[f"has_{name}"]() and _library(name))
-    return next(usable, "baseline")
+        return []
+    better = [name for name in ("avx512bf16", "avx2") if baseline[f"has_{name}"]() and _library(name)]
+    return [*better, "baseline"]
 
 
-def load() -> dict[torch.dtype, Kernels]:
-    """The kernels of each dtype that has them, none if none were built."""
-    name = instruction_set()
-    library = _library(name) if name else None
+def load(instruction_set: str) -> dict[torch.dtype, Kernels]:
+    """The kernels of each dtype that has them."""
+    library = _library(instruction_set)
     return {dtype: Kernels(library, dtype) for dtype in (torch.bfloat16, torch.float32)} if library else {}

@@ -90,8 +90,8 @@ void rotate_rows(T* heads, const T* cos, const T* sin, int64_t tokens, int64_t c
 
 template <class T>
 INLINE Floats gated(Floats gate, Floats up) {
-    constexpr float least = -87.0f;  // beyond which exp overflows; silu is nothing there
-    return stored<T>(gate / (1.0f + exp2(larger(spread(least), gate) * -LOG2_E))) * up;
+    gate = larger(spread(-87.0f), gate);  // silu is nothing there, and further on exp overflows
+    return stored<T>(gate / (1.0f + exp2(gate * -LOG2_E))) * up;
 }
 
 // gate_up [rows, 2 * columns] -> out [rows, columns]

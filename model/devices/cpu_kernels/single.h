@@ -1,5 +1,6 @@
 // Attention of single tokens: each key is read once for all heads that share it, and a token's keys may be split
-// into spans that different threads visit and that are merged afterwards (flash decoding).
+// into spans that different threads visit and that are merged afterwards (flash decoding). Softmax is online, all
+// sums are in float32. Reading the cache is most of the work, so the next keys are fetched meanwhile.
 
 #pragma once
 
@@ -7,11 +8,8 @@
 
 namespace {
 
-// Bring a row of the cache nearer.
-template <class T>
-INLINE void fetch(const T* row, int64_t head_dim) {
-    for (int64_t at = 0; at < head_dim; at += 64 / sizeof(T)) __builtin_prefetch(row + at);
-}
+// The work comes in groups of at most so many heads, as many as registers hold.
+constexpr int MOST_HEADS = 4;
 
 // sum + a . b, `STEP` values each.
 template <class T>
@@ -31,15 +29,34 @@ struct Dot<bfloat16> {
 };
 #endif
 
-// scores[head][key] = query[head] . keys[key] of `GROUP` heads. Also fetches the keys of the next visit.
-template <int GROUP, class T>
-INLINE void score_keys(const T* const* keys, const T* const* next, const T* query, int64_t head_dim,
-                       float (*scores)[KEYS], int count) {
-    for (int first = 0; first < count; first += LANES) {
+// Bring `count` values nearer.
+template <class T>
+INLINE void fetch(const T* values, int64_t count) {
+    for (int64_t at = 0; at < count; at += 64 / sizeof(T)) __builtin_prefetch(values + at);
+}
+
+// A tile of keys of one kv head.
+template <class T>
+struct Visit {
+    const int64_t* offsets;  // [KEYS], the last repeated
+    int count;
+    const T *keys, *values;
+};
+
+// What is known of a token's heads so far: out [heads, head_dim], maximum and total [heads].
+struct Sums {
+    float *out, *maximum, *total;
+};
+
+// scores[head][key] = query[head] . keys[key], query [GROUP, head_dim]
+template <int GROUP, class T, class Dim>
+INLINE void score_keys(const Visit<T>& visit, const Visit<T>& next, const T* query, Dim head_dim,
+                       float (*scores)[KEYS]) {
+    for (int first = 0; first < visit.count; first += LANES) {
         Floats products[GROUP][LANES];
         for (int row = 0; row < LANES; row++) {
-            const T* key = keys[first + row];
-            fetch(next[first + row], head_dim);
+            const T* key = visit.keys + visit.offsets[first + row];
+            fetch(next.keys + next.offsets[first + row], head_dim);
             Floats product[GROUP] = {};
             int64_t at = 0;
             for (; at + Dot<T>::STEP <= head_dim; at += Dot<T>::STEP)
@@ -57,114 +74,112 @@ INLINE void score_keys(const T* const* keys, const T* const* next, const T* quer
     }
 }
 
-// out[head] += sum over keys of weights[head][key] * values[key], for dimensions [at, at + WIDE * 16).
-template <int GROUP, int WIDE, class T>
-INLINE void mix_values(const T* const* values, const T* const* next, const float (*weights)[KEYS], int count,
-                       int64_t at, float* out, int64_t head_dim) {
-    Floats sums_of[GROUP][WIDE];
-    for (int head = 0; head < GROUP; head++)
-        for (int wide = 0; wide < WIDE; wide++) sums_of[head][wide] = load(out + head * head_dim + at + wide * LANES);
-    for (int key = 0; key < count; key++) {
-        fetch(next[key] + at, WIDE * LANES);
-#pragma GCC unroll 4
-        for (int wide = 0; wide < WIDE; wide++) {
-            const Floats value = load(values[key] + at + wide * LANES);
-#pragma GCC unroll 4
-            for (int head = 0; head < GROUP; head++) sums_of[head][wide] += weights[head][key] * value;
-        }
-    }
-    for (int head = 0; head < GROUP; head++)
-        for (int wide = 0; wide < WIDE; wide++) store(out + head * head_dim + at + wide * LANES, sums_of[head][wide]);
-}
-
-// Where a tile of one kv head lies: a multiple of LANES pointers, the last repeated.
-template <class T>
-struct Visit {
-    const T *keys[KEYS], *values[KEYS];
-    int count = 0;
-
-    INLINE void find(const Step& step, const Span& span, const Cache<T>& key_cache, const Cache<T>& value_cache,
-                     int first, int64_t kv_head) {
-        int64_t offsets[KEYS];
-        count = std::min(KEYS, span.last - first);
-        key_cache.find(step.tables + span.sequence * step.table_width, first, count, offsets);
-        for (int key = 0; key < KEYS; key++) {
-            const int64_t offset = offsets[std::min(key, count - 1)] + kv_head * key_cache.head_stride();
-            keys[key] = key_cache.data + offset;
-            values[key] = value_cache.data + offset;
-        }
-    }
-};
-
-// One tile of keys for `GROUP` heads: query, out [GROUP, head_dim], maximum and total [GROUP] in float32.
-template <int GROUP, class T>
-INLINE void attend_tile(const Visit<T>& visit, const Visit<T>& next, const T* query, float* out, float* maximum,
-                        float* total, int64_t head_dim) {
+// scores [GROUP, KEYS] -> weights in their place, with the sums so far brought up to the new maximum.
+template <int GROUP, class Dim>
+INLINE void weigh_keys(float (*scores)[KEYS], int count, const Sums& sums, Dim head_dim) {
     const float scale = LOG2_E / __builtin_sqrtf(head_dim);
-    const int count = visit.count, rounded = (count + LANES - 1) / LANES * LANES;
-    alignas(64) float scores[GROUP][KEYS];
-    score_keys<GROUP>(visit.keys, next.keys, query, head_dim, scores, count);
+    const int rounded = (count + LANES - 1) / LANES * LANES;
     for (int head = 0; head < GROUP; head++) {
         for (int key = count; key < rounded; key++) scores[head][key] = -__builtin_inff();
-        Floats most = spread(-__builtin_inff());
-        for (int key = 0; key < rounded; key += LANES) most = larger(most, load(scores[head] + key));
-        const float now = std::max(maximum[head], largest(most) * scale);
-        const float shrink = exp2(spread(maximum[head] - now))[0];
+        Floats most = load(scores[head]);
+        for (int key = LANES; key < rounded; key += LANES) most = larger(most, load(scores[head] + key));
+        const float before = sums.maximum[head], now = std::max(before, largest(most) * scale);
         Floats weights{};
         for (int key = 0; key < rounded; key += LANES) {
             const Floats weight = exp2(load(scores[head] + key) * scale - now);
             store(scores[head] + key, weight);
             weights += weight;
         }
-        maximum[head] = now;
-        total[head] = total[head] * shrink + sum(weights);
-        if (shrink != 1.0f)
-            for (int64_t at = 0; at < head_dim; at += LANES)
-                store(out + head * head_dim + at, load(out + head * head_dim + at) * shrink);
+        const float shrink = now > before ? exp2(spread(before - now))[0] : 1.0f;
+        sums.maximum[head] = now;
+        sums.total[head] = sums.total[head] * shrink + sum(weights);
+        if (shrink == 1.0f) continue;
+        float* out = sums.out + head * head_dim;
+        for (int64_t at = 0; at < head_dim; at += LANES) store(out + at, load(out + at) * shrink);
     }
-    int64_t at = 0;
-    for (; at + 4 * LANES <= head_dim; at += 4 * LANES)
-        mix_values<GROUP, 4>(visit.values, next.values, scores, count, at, out, head_dim);
-    for (; at < head_dim; at += LANES)
-        mix_values<GROUP, 1>(visit.values, next.values, scores, count, at, out, head_dim);
 }
 
-template <class T>
-void attend_span(const Step& step, const Span& span, const T* query, const Cache<T>& key_cache,
-                 const Cache<T>& value_cache, T* to, char* scratch) {
-    const int64_t head_dim = step.head_dim, heads = step.heads, group = heads / step.kv_heads;
-    float* out = span.part < 0 ? (float*)scratch : step.parts + span.part * heads * (head_dim + 2);
+// out[head] += sum over keys of weights[head][key] * values[key], for dimensions [at, at + WIDE * LANES).
+template <int GROUP, int WIDE, class T, class Dim>
+INLINE void mix_values(const Visit<T>& visit, const Visit<T>& next, const float (*weights)[KEYS], int64_t at,
+                       float* out, Dim head_dim) {
+    Floats sums[GROUP][WIDE];
+    for (int head = 0; head < GROUP; head++)
+        for (int wide = 0; wide < WIDE; wide++) sums[head][wide] = load(out + head * head_dim + at + wide * LANES);
+    for (int key = 0; key < visit.count; key++) {
+        const T* values = visit.values + visit.offsets[key] + at;
+        fetch(next.values + next.offsets[key] + at, WIDE * LANES);
+#pragma GCC unroll 4
+        for (int wide = 0; wide < WIDE; wide++) {
+            const Floats value = load(values + wide * LANES);
+#pragma GCC unroll 4
+            for (int head = 0; head < GROUP; head++) sums[head][wide] += weights[head][key] * value;
+        }
+    }
+    for (int head = 0; head < GROUP; head++)
+        for (int wide = 0; wide < WIDE; wide++) store(out + head * head_dim + at + wide * LANES, sums[head][wide]);
+}
+
+template <int GROUP, class T, class Dim>
+INLINE void attend_tile(const Visit<T>& visit, const Visit<T>& next, const T* query, const Sums& sums,
+                        Dim head_dim) {
+    alignas(64) float scores[GROUP][KEYS];
+    score_keys<GROUP>(visit, next, query, head_dim, scores);
+    weigh_keys<GROUP>(scores, visit.count, sums, head_dim);
+    int64_t at = 0;
+    for (; at + 4 * LANES <= head_dim; at += 4 * LANES)
+        mix_values<GROUP, 4>(visit, next, scores, at, sums.out, head_dim);
+    for (; at < head_dim; at += LANES) mix_values<GROUP, 1>(visit, next, scores, at, sums.out, head_dim);
+}
+
+// Calls `function` for as many heads at a time as registers hold, with their number as a constant.
+template <class Function>
+INLINE void in_groups(int64_t first, int64_t last, const Function& function) {
+    for (; first + MOST_HEADS <= last; first += MOST_HEADS) function(first, std::integral_constant<int, MOST_HEADS>());
+    if (last - first == 3)
+        function(first, std::integral_constant<int, 3>());
+    else if (last - first == 2)
+        function(first, std::integral_constant<int, 2>());
+    else if (last - first == 1)
+        function(first, std::integral_constant<int, 1>());
+}
+
+// query and `to` [heads, head_dim]
+template <class T, class Dim>
+void attend_span(const Step& step, const Span& span, const Cache<T>& cache, const T* query, T* to, Dim head_dim) {
+    const int64_t heads = step.heads, group = heads / step.kv_heads;
+    float* out = span.part < 0 ? (float*)thread_scratch(step) : step.parts + span.part * heads * (head_dim + 2);
     float* maximum = out + heads * head_dim;
     float* total = maximum + heads;
     std::fill(out, maximum, 0.0f);
     std::fill(maximum, total, -__builtin_inff());
     std::fill(total, total + heads, 0.0f);
-    Visit<T> visits[2];
-    visits[0].find(step, span, key_cache, value_cache, span.first, 0);
-    int turn = 0;
+
+    int64_t offsets[2][KEYS];
+    const auto find = [&](int first) {
+        int64_t* found = offsets[first / KEYS % 2];
+        const int count = std::min(KEYS, span.last - first);
+        cache.find(step.tables + span.sequence * step.table_width, first, count, found);
+        std::fill(found + count, found + KEYS, found[count - 1]);
+    };
+    const auto visit_of = [&](int first, int64_t kv_head) {
+        const int64_t head = kv_head * cache.head_stride();
+        return Visit<T>{offsets[first / KEYS % 2], std::min(KEYS, span.last - first), cache.keys + head,
+                        cache.values + head};
+    };
+    find(span.first);
     for (int first = span.first; first < span.last; first += KEYS) {
-        for (int64_t kv_head = 0; kv_head < step.kv_heads; kv_head++, turn ^= 1) {
-            const Visit<T>& visit = visits[turn];
-            Visit<T>& next = visits[turn ^ 1];
-            if (kv_head + 1 < step.kv_heads)
-                next.find(step, span, key_cache, value_cache, first, kv_head + 1);
-            else if (first + KEYS < span.last)
-                next.find(step, span, key_cache, value_cache, first + KEYS, 0);
-            for (int64_t head = kv_head * group, end = head + group; head < end;) {
-                const auto go = [&](auto size) {
-                    attend_tile<size()>(visit, next, query + head * head_dim, out + head * head_dim, maximum + head,
-                                        total + head, head_dim);
-                    head += size();
-                };
-                if (end - head >= 4)
-                    go(std::integral_constant<int, 4>());
-                else if (end - head == 3)
-                    go(std::integral_constant<int, 3>());
-                else if (end - head == 2)
-                    go(std::integral_constant<int, 2>());
-                else
-                    go(std::integral_constant<int, 1>());
-            }
+        const bool more = first + KEYS < span.last;
+        if (more) find(first + KEYS);
+        for (int64_t kv_head = 0; kv_head < step.kv_heads; kv_head++) {
+            const Visit<T> visit = visit_of(first, kv_head);
+            const Visit<T> next = kv_head + 1 < step.kv_heads ? visit_of(first, kv_head + 1)
+                                  : more                      ? visit_of(first + KEYS, 0)
+                                                              : visit;
+            in_groups(kv_head * group, (kv_head + 1) * group, [&](int64_t head, auto size) {
+                attend_tile<size()>(visit, next, query + head * head_dim,
+                                    Sums{out + head * head_dim, maximum + head, total + head}, head_dim);
+            });
         }
     }
     if (span.part >= 0) return;
@@ -173,21 +188,23 @@ void attend_span(const Step& step, const Span& span, const T* query, const Cache
             store(to + at, load(out + at) * (1.0f / total[head]));
 }
 
+// `to` [heads, head_dim]
 template <class T>
 void merge_parts(const Step& step, const Merge& merge, T* to) {
     const int64_t head_dim = step.head_dim, heads = step.heads, size = heads * (head_dim + 2);
     const float* parts = step.parts + merge.first * size;
     for (int64_t head = 0; head < heads; head++) {
-        const auto maximum = [&](int part) { return parts[part * size + heads * head_dim + head]; };
-        const auto total = [&](int part) { return parts[part * size + heads * (head_dim + 1) + head]; };
-        float most = maximum(0), sum = 0;
-        for (int part = 1; part < merge.count; part++) most = std::max(most, maximum(part));
-        for (int part = 0; part < merge.count; part++) sum += exp2(spread(maximum(part) - most))[0] * total(part);
+        const float* maximum = parts + heads * head_dim + head;
+        float most = *maximum;
+        for (int part = 1; part < merge.count; part++) most = std::max(most, maximum[part * size]);
+        float total = 0;
+        for (int part = 0; part < merge.count; part++)
+            total += exp2(spread(maximum[part * size] - most))[0] * maximum[part * size + heads];
         for (int64_t at = head * head_dim; at < (head + 1) * head_dim; at += LANES) {
             Floats mixed{};
             for (int part = 0; part < merge.count; part++)
-                mixed += load(parts + part * size + at) * exp2(spread(maximum(part) - most));
-            store(to + at, mixed / sum);
+                mixed += load(parts + part * size + at) * exp2(spread(maximum[part * size] - most));
+            store(to + at, mixed / total);
         }
     }
 }

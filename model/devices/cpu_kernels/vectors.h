@@ -36,6 +36,8 @@ INLINE To as(const From& from) {
     return to;
 }
 
+constexpr Ints EVERY_LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
 template <class Vector>
 INLINE Vector load_vector(const void* from) {
     Vector vector;
