@@ -15,6 +15,7 @@ import torch
 from model.benchmark.rounds import Round, averages
 from model.benchmark.throughput import Throughput
 from model.config import EngineConfig, ModelConfig
+from model.devices import load_device
 from model.shapes import num_parameters
 
 #: The header of modeltest's performance CSV; the averages stand in the last row of a batch size.
@@ -116,6 +117,7 @@ def setting(config: EngineConfig, model: ModelConfig, name: str) -> dict[str, An
         "architecture": model.architecture,
         "parameters": num_parameters(model),
         "weights": "random" if config.random_weights else "checkpoint",
+        "dtype": str(load_device(config.device).dtype(config.dtype, model.dtype)).removeprefix("torch."),
         "engine": asdict(config) | {"path": str(config.path)},
         "machine": {
             "platform": platform.platform(),

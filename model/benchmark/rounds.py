@@ -25,7 +25,7 @@ class Round:
     batch_size: int
     input: int
     output: int
-    #: Why there are no figures.
+    #: Why there are no figures, or why those that there are do not count.
     error: str | None = None
     total_seconds: float = 0.0
     #: Until every sequence has its first token; and of that, per step.
@@ -36,17 +36,12 @@ class Round:
     #: Over the batch: while decoding, and over everything.
     decode_tokens_per_second: float = 0.0
     tokens_per_second: float = 0.0
-    #: Most sequences that ran at once: less than the batch where the cache holds fewer.
+    #: Most sequences that ran at once.
     peak_running: int = 0
     preemptions: int = 0
     cached_tokens: int = 0
     #: Most of the cache in use, from 0 to 1.
     cache_use: float = 0.0
-
-    @property
-    def whole(self) -> bool:
-        """Whether the batch ran as one."""
-        return self.error is None and self.peak_running == self.batch_size and not self.preemptions
 
 
 def step_tokens(batch_size: int, longest_input: int, least: int) -> int:
@@ -78,6 +73,7 @@ def of_run(seen: Run, model: str, lengths: Lengths) -> Round:
         batch_size=batch_size,
         input=lengths.input,
         output=lengths.output,
+        error=_why_not_as_one(seen, batch_size),
         total_seconds=seen.seconds,
         prefill_ms=seen.prefill_seconds * 1000,
         prefill_average_ms=seen.prefill_seconds * 1000 / seen.prefill_steps,
@@ -89,6 +85,18 @@ def of_run(seen: Run, model: str, lengths: Lengths) -> Round:
         cached_tokens=seen.cached_tokens,
         cache_use=seen.peak_blocks / seen.total_blocks,
     )
+
+
+def _why_not_as_one(seen: Run, batch_size: int) -> str | None:
+    """A batch of which a part had to wait has failed: its time per token is that of a smaller one."""
+    if seen.peak_running < batch_size:
+        return (
+            f"only {seen.peak_running} of {batch_size} sequences ran at once: "
+            "raise --kv-cache (or --max-num-seqs)"
+        )
+    if seen.preemptions:
+        return f"{seen.preemptions} preemptions: raise --kv-cache"
+    return None
 
 
 def averages(rounds: Sequence[Round]) -> tuple[float, float]:

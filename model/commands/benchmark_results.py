@@ -41,6 +41,10 @@ class Results:
         """A line on stderr."""
         typer.echo(text, err=True)
 
+    def keep_rows(self, rows: Sequence[Sequence[object]]) -> None:
+        """Write results.csv as far as it is: a run that is interrupted leaves the rounds that it had."""
+        report.write_csv(self.folder / "results.csv", rows)
+
     def keep(
         self,
         document: Mapping[str, Any],
@@ -50,7 +54,7 @@ class Results:
     ) -> None:
         """Write results.csv, results.json and plot.svg, and show the tables or the JSON."""
         document = {"kind": self.kind, **document}
-        report.write_csv(self.folder / "results.csv", rows)
+        self.keep_rows(rows)
         report.write_json(self.folder / "results.json", document)
         (self.folder / "plot.svg").write_text(picture, encoding="utf-8")
         if self.as_json:

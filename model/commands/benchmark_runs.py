@@ -56,6 +56,7 @@ def performance(
         for batch_size in plan.batch_sizes:
             for case in plan.cases:
                 rounds.append(_round(engine, results, batch_size, Lengths(*case), seed + len(rounds)))
+                results.keep_rows(report.performance_rows(rounds))
     means = {size: averages([one for one in rounds if one.batch_size == size]) for size in plan.batch_sizes}
     results.keep(
         report.setting(config, model, results.model)
@@ -94,11 +95,6 @@ def _round(engine: Engine, results: Results, batch_size: int, lengths: Lengths, 
                 error=str(error),
             )
     results.note(_line(one))
-    if one.error is None and not one.whole:
-        results.note(
-            f"  note: {one.peak_running} of {batch_size} sequences ran at once, with {one.preemptions} "
-            "preemptions: raise --kv-cache for a batch that runs as one"
-        )
     return one
 
 
@@ -137,6 +133,7 @@ def performance_maxbs(
             with bar(f"{lengths} ×{batch_size}", None):
                 one = attempt(config, results.model, batch_size, lengths, seed)
             tries.append(judge(one, plan.limit_ms))
+            results.keep_rows(_search_rows(searches))
             results.note(f"{_line(tries[-1].round)}{'' if tries[-1].passed else ' – too much'}")
             return tries[-1].passed
 
@@ -144,6 +141,10 @@ def performance_maxbs(
         results.note(f"{lengths}: the largest batch is {best[lengths]}")
     _keep_searches(plan, searches, best, results, report.setting(configured(), model, results.model))
     return any(all(one.round.error for one in tries) for tries in searches.values())
+
+
+def _search_rows(searches: dict[Lengths, list[Try]]) -> list[list[object]]:
+    return report.search_rows([one.round for tries in searches.values() for one in tries])
 
 
 def _keep_searches(
@@ -175,7 +176,7 @@ def _keep_searches(
                 for lengths, found in searches.items()
             ],
         },
-        report.search_rows([one.round for one in tries]),
+        _search_rows(searches),
         pictures.of_searches(results.title, searches, plan.limit_ms),
         [
             rounds_table(

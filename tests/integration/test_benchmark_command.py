@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -80,10 +81,18 @@ def test_performance(tiny: Path, tmp_path: Path) -> None:
     assert [bool(row["E2E Throughput Average(Tokens/s)"]) for row in rows] == [False, True, False, True]
     assert document["engine"]["max_num_seqs"] == 3
     assert document["engine"]["max_model_len"] == 30
-    assert document["weights"] == "checkpoint"
+    assert (document["weights"], document["dtype"]) == ("checkpoint", "float32")
     assert "tiny, performance" in done.stdout
     assert done.stderr.startswith("24→6 ×1: ")
     assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_a_batch_that_the_cache_does_not_hold_has_failed(tiny: Path, tmp_path: Path) -> None:
+    done = command(tmp_path, tiny, "performance", "[[24,6]]", "--batch-size", 12, "--kv-cache", "40KB")
+    assert done.returncode == 1
+    _, _, (row,) = results(tmp_path / "benchmark-results")
+    assert row["Total time(s)"].endswith("of 12 sequences ran at once: raise --kv-cache (or --max-num-seqs)")
+    assert row["Non-first token time(ms)"] == ""
 
 
 def test_a_round_that_is_too_long_fails_alone(tiny: Path, tmp_path: Path) -> None:
@@ -128,6 +137,25 @@ def test_a_try_that_can_not_run_is_a_failed_try(tiny: Path) -> None:
     assert "KV cache" in one.error
     with pytest.raises(PromptTooLong):
         attempt(EngineConfig(path=tiny, num_threads=1), "tiny", 1, Lengths(CONTEXT, 2), seed=0)
+
+
+def test_an_interrupted_search_keeps_its_tries(tiny: Path, tmp_path: Path) -> None:
+    words = ["benchmark", str(tiny), "performance-maxbs", "[[8,3]]", "[[1,1000]]", "--threads", "1"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "model.cli", *words],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr
+        assert process.stderr.readline().startswith("8→3 ×500: ")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert "interrupted" in process.stderr.read()
+    (folder,) = (tmp_path / "benchmark-results").iterdir()
+    with (folder / "results.csv").open(newline="") as file:
+        assert [row["Batchsize"] for row in csv.DictReader(file)] == ["500"]
 
 
 def test_a_try_that_is_killed_is_a_failed_try(tiny: Path) -> None:

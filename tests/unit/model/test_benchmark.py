@@ -53,7 +53,7 @@ def test_a_round_has_modeltests_figures() -> None:
     assert one.decode_tokens_per_second == pytest.approx(2 / 0.4)
     assert one.tokens_per_second == pytest.approx(2 * 5 / 2.5)
     assert one.cache_use == 0.25
-    assert one.whole
+    assert one.error is None
     single = of_run(a_run(first=(0.4,), ended=(0.4,), tokens=1), "m", Lengths(10, 1))
     assert (single.decode_ms, single.decode_tokens_per_second) == (0, 0)
 
@@ -117,15 +117,18 @@ def test_the_search_finds_the_largest_that_passes(low: int, width: int, last: in
 
 
 def test_what_passes() -> None:
-    good = a_round(decode_ms=50.0, peak_running=2)
-    assert judge(good, 50).passed
-    assert not judge(a_round(decode_ms=50.1, peak_running=2), 50).passed
+    assert judge(a_round(decode_ms=50.0), 50).passed
+    assert not judge(a_round(decode_ms=50.1), 50).passed
     assert not judge(a_round(error="out of memory"), 50).passed
-    crowded = judge(a_round(decode_ms=1.0, peak_running=1), 50)
-    assert not crowded.passed
-    assert crowded.round.error == "the cache held 1 of 2 sequences at once"
-    preempted = judge(a_round(decode_ms=1.0, peak_running=2, preemptions=3), 50)
-    assert preempted.round.error == "the cache was too small: 3 preemptions"
+
+
+def test_a_batch_of_which_a_part_waited_has_failed() -> None:
+    times = {"first": (0.2, 0.4), "ended": (1.9, 2.0), "tokens": 5}
+    crowded = of_run(a_run(**times, peak_running=1), "m", Lengths(10, 5))  # type: ignore[arg-type]
+    assert crowded.error is not None
+    assert crowded.error.startswith("only 1 of 2 sequences ran at once")
+    preempted = of_run(a_run(**times, preemptions=3), "m", Lengths(10, 5))  # type: ignore[arg-type]
+    assert preempted.error == "3 preemptions: raise --kv-cache"
 
 
 @pytest.mark.parametrize("text", ["[[2048,2048],[1024,1]]", " [ [2048, 2048],[1024 ,1] ] "])
