@@ -82,8 +82,9 @@ def evaluate(  # noqa: PLR0917 - typer passes them by name
             asked, seconds = _ask(config, chosen, questions, answers)
             found = report(questions, answers.done)
         facts = {
+            "task": task.value,
             "checkpoint": str(checkpoint),
-            **run,
+            "run": run,
             "limit": limit,
             "seed": seed,
             **summary(found),

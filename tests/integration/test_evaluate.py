@@ -156,6 +156,8 @@ def test_scores_are_written_per_subject_and_in_total(tiny: Path, ceval_data: Pat
         sum(correct.values()),
     ]
     assert json.loads((tmp_path / "summary.json").read_text()) == facts
+    assert (facts["task"], facts["checkpoint"], facts["questions"]) == ("ceval", str(tiny), 24)
+    assert facts["run"] == json.loads((tmp_path / "answers.jsonl").read_text().splitlines()[0])["run"]
 
 
 def test_a_sample_comes_first_and_the_whole_asks_only_the_rest(
