@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -45,13 +47,14 @@ class Ranks:
             "MASTER_PORT": str(master_port),
             "PYTHONPATH": os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH")))),
         }
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "model.runner"],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
+        with _ctrl_c_blocked():
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", "model.runner"],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                text=True,
+            )
 
     @staticmethod
     def _tell(child: subprocess.Popen[str], line: str) -> None:
@@ -94,6 +97,16 @@ class Ranks:
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+
+
+@contextmanager
+def _ctrl_c_blocked() -> Iterator[None]:
+    """Have what is started meanwhile never see a terminal's Ctrl-C: what that ends is for rank 0 to say."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def live_with_parent() -> str:

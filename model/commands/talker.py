@@ -1,8 +1,7 @@
 """A running engine and how its model is spoken to: dialogues in, requests out."""
 
-import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,25 +58,11 @@ def talker(config: EngineConfig, *, system: str | None, template: str | None, ra
     chat = Chat.load(config.path, template=template)
     if not raw:
         chat.render([{"role": "user", "content": ""}])  # says at once where there is no template
-    with _ctrl_c_later() if config.tensor_parallel_size > 1 else nullcontext():
-        engine = Engine(config)
+    engine = Engine(config)
     try:
         yield Talker(engine=engine, chat=chat, system=system, raw=raw)
     finally:
         engine.close()
-
-
-@contextmanager
-def _ctrl_c_later() -> Iterator[None]:
-    """Hold SIGINT back, also from the processes that are started meanwhile, and from those for good.
-
-    A terminal sends Ctrl-C to them as well, and it is for this process to say what it ends.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def as_record(completion: Completion, seconds: float) -> Mapping[str, Any]:
