@@ -122,6 +122,21 @@ def test_penalties_hold_through_a_whole_answer(case: Case, options: dict[str, fl
             assert wanted[token] > wanted.max() - 1e-4
 
 
+@pytest.mark.parametrize(
+    "name", ["v1 with biases", "v3 with all biases", "v2 with biases, one kv head, linear"]
+)
+def test_two_ranks_add_each_bias_once(name: str, tmp_path: Path) -> None:
+    tiny = families.TINY[name]
+    own = families.weights(tiny, seed=3)
+    families.write(tiny, tmp_path, own)
+    case = Case(tmp_path, families.llama(tiny, own), prompts())
+    params = SamplingParams(max_tokens=GENERATED, temperature=0, ignore_eos=True)
+    with LLM(tmp_path, tensor_parallel_size=2, num_threads=1) as llm:
+        completions = llm.generate(case.prompts, params)
+    for prompt, completion in zip(case.prompts, completions, strict=True):
+        assert list(completion.token_ids) == [token for token, _ in greedy(case, prompt)]
+
+
 @pytest.mark.parametrize("name", list(families.DYNAMIC))
 @pytest.mark.parametrize("options", [{"max_step_tokens": 512}, {"max_step_tokens": 5, "block_size": 4}])
 def test_dynamic_rope_past_max_position_is_transformers_with_its_cache(

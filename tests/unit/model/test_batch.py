@@ -81,6 +81,8 @@ CHUNKS = st.lists(
 @settings(max_examples=100, deadline=None)
 @given(chunks=CHUNKS, block_size=st.integers(1, 8))
 def test_a_plan_survives_its_way_between_ranks(chunks: list[Chunk], block_size: int) -> None:
+    for number, one in enumerate(chunks):
+        one.sequence.num_found = number + 1
     batch = Batch.of(decode_first(chunks), block_size)
     header, body = batch.encode()
     assert Batch.body_size(header) == len(body)
