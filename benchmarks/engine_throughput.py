@@ -1,7 +1,7 @@
 """Tokens per second of the engine on random prompts: `engine_throughput.py MODEL DTYPE N IN OUT`.
 
-N requests of IN random token ids (seed 0), OUT tokens each, greedy, ignoring the end token. Prints one
-RESULT line; loading is not in it.
+N requests of IN random token ids (seed 0), OUT tokens each, greedy, ignoring the end token, no prefix
+cache. Prints one RESULT line; loading and a warm-up of two requests are not in it.
 """
 
 import random
@@ -15,7 +15,9 @@ def main(path: str, dtype: str, requests: int, length: int, generated: int) -> N
     random.seed(0)
     prompts = [[random.randrange(100, 40000) for _ in range(length)] for _ in range(requests)]  # noqa: S311
     params = SamplingParams(max_tokens=generated, temperature=0, ignore_eos=True)
-    with LLM(path, dtype=dtype, max_model_len=length + generated) as llm:
+    with LLM(path, dtype=dtype, max_model_len=length + generated, prefix_caching=False) as llm:
+        warmup = [prompt[::-1] for prompt in prompts[:2]]
+        llm.generate(warmup, SamplingParams(max_tokens=min(4, generated), temperature=0, ignore_eos=True))
         start = time.perf_counter()
         completions = llm.generate(prompts, params)
         seconds = time.perf_counter() - start

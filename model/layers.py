@@ -93,14 +93,21 @@ class Attention:
         self.device = load.device
         self.group = group
 
-    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, cache: LayerCache) -> Tensor:
-        """[tokens, hidden_size] → the same; cos and sin as `rope.cos_sin` gives them."""
+    def mix(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, cache: LayerCache) -> Tensor:
+        """[tokens, hidden_size] → the heads' values, [tokens, heads * head_dim] of this rank.
+
+        Also caches the tokens' keys and values. cos and sin as `rope.cos_sin` gives them.
+        """
         heads = self.qkv(x).view(len(x), -1, self.head_dim)
         rotary = heads[:, : -self.num_kv_heads]
         self.device.rotate(rotary, cos, sin)
         query, key = rotary[:, : self.num_heads], rotary[:, self.num_heads :]
         value = heads[:, -self.num_kv_heads :]
-        return self.group.all_reduce(self.out(attend(query, key, value, cache)))
+        return attend(query, key, value, cache)
+
+    def project(self, mixed: Tensor) -> Tensor:
+        """What `mix` gives → [tokens, hidden_size]."""
+        return self.group.all_reduce(self.out(mixed))
 
 
 class MLP:

@@ -21,6 +21,8 @@ from model.request import TokenLogprob
 _WIDTHS = (128, 2048)
 #: Rows whose log-probabilities are computed at a time: bounds the memory that a long prompt's take.
 _LOGPROB_ROWS = 128
+#: Tokens that are compared together when the likeliest is looked for.
+_PART = 128
 
 
 def sample(logits: Tensor, draws: Draws) -> Tensor:
@@ -31,7 +33,7 @@ def sample(logits: Tensor, draws: Draws) -> Tensor:
     greedy = draws.temperature == 0
     edits = draws.edits
     if greedy.all() and not len(edits.row) and not len(edits.banned_row):
-        return logits.argmax(-1)
+        return _argmax(logits)
     truncated = (draws.top_k > 0) | (draws.top_p < 1) | (draws.min_p > 0)
     tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     for chosen, choose in (
@@ -101,7 +103,21 @@ def _edit(logits: Tensor, edits: Edits) -> Tensor:
 
 
 def _likeliest(logits: Tensor, _draws: Draws) -> Tensor:
-    return logits.argmax(-1)
+    return _argmax(logits)
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    """The first of the largest of each row, [rows], by way of the largest of each part of it.
+
+    On CPUs torch's argmax takes ten times as long as amax.
+    """
+    if logits.shape[-1] % _PART:
+        return logits.argmax(-1)
+    parts = logits.view(len(logits), -1, _PART)
+    best = parts.amax(-1).argmax(-1, keepdim=True)
+    inside = parts.gather(1, best[..., None].expand(-1, -1, _PART)).argmax(-1)
+    tokens: Tensor = best * _PART + inside
+    return tokens[:, 0]
 
 
 def _draw(logits: Tensor, draws: Draws) -> Tensor:

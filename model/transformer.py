@@ -64,11 +64,21 @@ class Decoder:
         x = norm(residual, self.layers[0].attention_norm, eps)
         next_norms = [*(layer.attention_norm for layer in self.layers[1:]), self.final_norm]
         for layer, cache, next_norm in zip(self.layers, caches, next_norms, strict=True):
-            x = add_norm(residual, layer.attention(x, cos, sin, attend, cache), layer.mlp_norm, eps)
+            mixed = layer.attention.mix(x, cos, sin, attend, cache)
+            if layer is self.layers[-1]:
+                # Beyond their keys and values, only the tokens whose logits are wanted matter now.
+                mixed, residual = self._wanted(batch, mixed), self._wanted(batch, residual)
+                if len(residual) == 0:
+                    return residual.new_empty((0, self.config.vocab_size), dtype=torch.float32)
+            x = add_norm(residual, layer.attention.project(mixed), layer.mlp_norm, eps)
             x = add_norm(residual, layer.mlp(x), next_norm, eps)
-        if len(batch.logit_rows) == 0:
-            return x.new_empty((0, self.config.vocab_size), dtype=torch.float32)
-        return self.head(x[torch.from_numpy(batch.logit_rows).to(self.where)])
+        return self.head(x)
+
+    def _wanted(self, batch: Batch, x: Tensor) -> Tensor:
+        """The rows whose logits are wanted, [tokens, columns] → [rows, columns]."""
+        if len(batch.logit_rows) == len(batch.token_ids):
+            return x
+        return x[torch.from_numpy(batch.logit_rows).to(self.where)]
 
     def _rotation(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the step's tokens in the decoder's dtype, [tokens, head_dim / 2]."""
