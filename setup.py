@@ -24,8 +24,16 @@ if platform.machine().lower() in {"x86_64", "amd64"}:
 class BuildEach(build_ext):
     """The same sources go into each library, so that each needs a folder of its own for what it compiles."""
 
+    def copy_extensions_to_source(self) -> None:
+        """Replace, rather than overwrite, what an editable install has in the source folder."""
+        for ext in self.extensions:
+            (FOLDER / Path(self.get_ext_filename(ext.name)).name).unlink(missing_ok=True)
+        super().copy_extensions_to_source()
+
     def build_extension(self, ext: Extension) -> None:
         """Compile and link one library."""
+        # A library that a running engine has mapped stays whole: a new file takes its place.
+        Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
         shared = self.build_temp
         self.build_temp = f"{shared}/{ext.name}"
         try:

@@ -26,7 +26,7 @@ from model.errors import ConfigError
 from model.kv_cache import BlockPool
 from model.parallel import Shard
 from model.prefix import BlockKeys
-from model.rope import alike, base_of
+from model.rope import base_of
 from model.scheduler import Scheduler, Sequence
 from tests.golden import reference
 
@@ -163,7 +163,7 @@ def _errors(golden: reference.Golden, engine: Engine, chunk: int) -> Iterator[fl
     scheduler = Scheduler(pool, block_size=size, max_num_seqs=1, max_step_tokens=chunk, max_model_len=_ROOM)
     for (number, prompt), _ in itertools.product(enumerate(golden.prompts), range(2)):
         base = base_of(model.rope, model.head_dim, len(prompt))
-        keys = BlockKeys(size, base, alike(model.rope, len(prompt))) if shares else None
+        keys = BlockKeys(size, base) if shares else None
         sequence = Sequence(id="prompt", tokens=list(prompt), prompt_len=len(prompt), keys=keys)
         scheduler.add(sequence)
         expected = golden.prefill_logits(number)

@@ -26,7 +26,7 @@ from model.parallel import Shard
 from model.prefix import BlockKeys
 from model.ranks import Ranks
 from model.request import Completion, FinishReason, Request, TokenLogprob
-from model.rope import alike, base_of
+from model.rope import base_of
 from model.runner import Runner, join, open_store, settings_line
 from model.sampler import logprobs, sample
 from model.scheduler import Chunk, Scheduler, Sequence
@@ -153,7 +153,7 @@ class Engine:
         keys = None
         if self.config.shares_prefixes:
             base = base_of(model.rope, model.head_dim, len(prompt))
-            keys = BlockKeys(self._scheduler.block_size, base, alike(model.rope, len(prompt)))
+            keys = BlockKeys(self._scheduler.block_size, base)
         return Sequence(
             id=(request.id, index),
             tokens=list(prompt),

@@ -18,16 +18,15 @@ class BlockKeys:
     """The keys of one sequence's full blocks, made as far as they are asked for."""
 
     block_size: int
-    #: The rope base that the cached keys are turned by.
+    #: The rope base of the prompt. Where those of two sequences are equal, so are those of all later tokens:
+    #: beyond max_position a decoded token's base goes by its position alone, and so does its prompt's length.
     base: float
-    #: Tokens from here on are turned by other bases, so their blocks are nobody else's.
-    limit: int
     _keys: list[bytes] = field(default_factory=list)
 
     def up_to(self, tokens: Sequence[int], num_tokens: int) -> list[bytes]:
         """The keys of the full blocks within the first `num_tokens` of the sequence's tokens."""
         size = self.block_size
-        count = min(num_tokens, self.limit) // size
+        count = num_tokens // size
         for number in range(len(self._keys), count):
             parent = self._keys[-1] if self._keys else pack("<f", self.base)
             own = array("i", tokens[number * size : (number + 1) * size])

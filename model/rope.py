@@ -6,7 +6,6 @@ stretches by the length of its prompt, a decoded one by its position + 1. So no 
 changes a result.
 """
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -28,16 +27,6 @@ def token_bases(
 def base_of(rope: Rope, head_dim: int, prompt_len: int) -> float:
     """The base of the tokens of a prompt of this length."""
     return float(_bases(rope, head_dim, np.array([prompt_len]))[0])
-
-
-def alike(rope: Rope, prompt_len: int) -> int:
-    """The position before which all tokens of a sequence turn by its prompt's base.
-
-    Where dynamic rope grows, a decoded token past max_position has a base of its own.
-    """
-    if rope.kind != "dynamic" or not rope.grows:
-        return sys.maxsize
-    return max(prompt_len, rope.max_position)
 
 
 def _bases(rope: Rope, head_dim: int, lengths: NDArray[np.integer[Any]]) -> NDArray[np.float32]:

@@ -52,6 +52,11 @@ class Sequence:
         return len(self.tokens) - self.num_computed
 
     @property
+    def scoring(self) -> bool:
+        """Whether log-probabilities of its prompt are still missing."""
+        return self.num_scored is not None and self.num_scored < self.prompt_len - 1
+
+    @property
     def num_generated(self) -> int:
         """Tokens after the prompt."""
         return len(self.tokens) - self.prompt_len
@@ -64,7 +69,7 @@ class Chunk:
 
     def __init__(self, sequence: Sequence, num_tokens: int) -> None:
         """Settled when the step is planned, and unchanged while the sequence moves on."""
-        start, scored = sequence.num_computed, sequence.num_scored
+        start = sequence.num_computed
         end = start + num_tokens
         self.sequence = sequence
         self.num_tokens = num_tokens
@@ -72,9 +77,28 @@ class Chunk:
         self.samples = end == len(sequence.tokens)
         #: Positions whose logits are wanted: those that score a prompt token, and the last if it samples.
         self.logit_positions = range(end - 1 if self.samples else end, end)
-        if scored is not None and scored < sequence.prompt_len - 1:
+        if sequence.scoring:
             last = end if self.samples else min(end, sequence.prompt_len - 1)
-            self.logit_positions = range(max(start, scored), last)
+            self.logit_positions = range(max(start, sequence.num_scored or 0), last)
+
+
+@dataclass(slots=True)
+class _Room:
+    """What a step has room for."""
+
+    tokens: int
+    #: Of these, tokens of prompts that are scored.
+    scored: int
+
+    def chunk_size(self, sequence: Sequence) -> int:
+        """Tokens that it could compute."""
+        size = min(sequence.num_pending, self.tokens)
+        return min(size, self.scored) if sequence.scoring else size
+
+    def fill(self, sequence: Sequence, num_tokens: int) -> None:
+        """Take room for a chunk."""
+        self.tokens -= num_tokens
+        self.scored -= num_tokens if sequence.scoring else 0
 
 
 class Scheduler:
@@ -90,7 +114,7 @@ class Scheduler:
         max_scored_tokens: int = 256,
         max_model_len: int = sys.maxsize,
     ) -> None:
-        """`max_scored_tokens` bounds a chunk of a prompt that is scored: each of its tokens has logits."""
+        """`max_scored_tokens` bounds a step's tokens of prompts that are scored: each of them has logits."""
         self.pool = pool
         self.block_size = block_size
         self.max_num_seqs = max_num_seqs
@@ -119,29 +143,30 @@ class Scheduler:
     def schedule(self) -> list[Chunk]:
         """The chunks of the next step, empty only if there is nothing to run. Every chunk has its blocks."""
         chunks: list[Chunk] = []
-        budget = self.max_step_tokens
+        room = _Room(self.max_step_tokens, self.max_scored_tokens)
         for sequence in [*self.running.values()]:
-            num_tokens = self._chunk_size(sequence, budget)
-            if sequence.id not in self.running or num_tokens == 0 or not self._grow(sequence, num_tokens):
-                break  # preempted, as are all after it; or the step is full
+            num_tokens = room.chunk_size(sequence)
+            if num_tokens == 0:
+                continue
+            if sequence.id not in self.running or not self._grow(sequence, num_tokens):
+                break  # preempted, as are all after it
+            room.fill(sequence, num_tokens)
             chunks.append(self._plan(sequence, num_tokens))
-            budget -= num_tokens
         for sequence in self._candidates():
-            if budget == 0 or len(self.running) == self.max_num_seqs:
+            if room.tokens == 0 or len(self.running) == self.max_num_seqs:
                 break
+            if room.chunk_size(sequence) == 0:
+                continue
             found = self._found(sequence)
             if not all(map(self.pool.is_ready, found)):
                 continue  # another is about to compute what this one begins with
             if not self._fits(sequence, found):
                 break
             self._admit(sequence, found)
-            chunks.append(self._plan(sequence, self._chunk_size(sequence, budget)))
-            budget -= chunks[-1].num_tokens
+            num_tokens = room.chunk_size(sequence)
+            room.fill(sequence, num_tokens)
+            chunks.append(self._plan(sequence, num_tokens))
         return chunks
-
-    def _chunk_size(self, sequence: Sequence, budget: int) -> int:
-        size = min(sequence.num_pending, budget)
-        return size if sequence.num_scored is None else min(size, self.max_scored_tokens)
 
     def _plan(self, sequence: Sequence, num_tokens: int) -> Chunk:
         """Settle on a chunk: what it completes can be found from now on, later in the same step as well."""

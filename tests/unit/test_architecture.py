@@ -41,7 +41,7 @@ for name in {names!r}:
     module = importlib.import_module(name)
     for found in pkgutil.walk_packages(getattr(module, "__path__", []), name + "."):
         origin = found.module_finder.find_spec(found.name).origin
-        if origin.endswith(".py") and not found.name.endswith(".__main__"):  # the CPU's kernels are no modules
+        if origin.endswith(".py") and not found.name.endswith(".__main__"):  # not the CPU's kernels
             importlib.import_module(found.name)
 """
 

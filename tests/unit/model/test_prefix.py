@@ -5,13 +5,11 @@ from hypothesis import strategies as st
 
 from model.families import Rope
 from model.prefix import BlockKeys
-from model.rope import alike, base_of
-
-FAR = 10**9
+from model.rope import base_of
 
 
-def keys(tokens: list[int], *, size: int = 4, base: float = 10000.0, limit: int = FAR) -> list[bytes]:
-    return BlockKeys(size, base, limit).up_to(tokens, len(tokens))
+def keys(tokens: list[int], *, size: int = 4, base: float = 10000.0) -> list[bytes]:
+    return BlockKeys(size, base).up_to(tokens, len(tokens))
 
 
 def test_only_full_blocks_have_keys() -> None:
@@ -39,10 +37,6 @@ def test_another_base_is_another_prefix() -> None:
     assert not set(keys([1] * 8)) & set(keys([1] * 8, base=10000.5))
 
 
-def test_no_keys_beyond_the_limit() -> None:
-    assert [len(keys([1] * 20, limit=limit)) for limit in (0, 3, 4, 7, 8, 20, 99)] == [0, 0, 1, 1, 2, 5, 5]
-
-
 @settings(max_examples=200, deadline=None)
 @given(
     tokens=st.lists(st.integers(0, 2), max_size=24),
@@ -53,7 +47,7 @@ def test_keys_are_the_same_in_whatever_portions_they_are_asked_for(
     tokens: list[int], asked: list[int], size: int
 ) -> None:
     """While tokens are added behind, as in an answer that grows."""
-    grown = BlockKeys(size, 1.0, FAR)
+    grown = BlockKeys(size, 1.0)
     for count in asked:
         own = tokens[: min(count, len(tokens))]
         assert grown.up_to(own + tokens[len(own) :], len(own)) == keys(own, size=size, base=1.0)
@@ -80,12 +74,3 @@ def test_prompts_share_a_base_where_dynamic_rope_gives_them_one() -> None:
     assert len({bases[length] for length in (64, 65, 66, 150)}) == 4
     # n = 150: 10000 * (2 * 150 / 64 - 1) ** (32 / 30)
     assert abs(bases[150] / (10000 * (2 * 150 / 64 - 1) ** (32 / 30)) - 1) < 1e-6
-
-
-def test_decoded_tokens_past_max_position_are_nobody_elses() -> None:
-    rope = Rope(theta=10000.0, kind="dynamic", factor=2.0, max_position=64)
-    assert [alike(rope, length) for length in (1, 64, 65, 150)] == [64, 64, 65, 150]
-    held = Rope(theta=10000.0, kind="dynamic", factor=2.0, max_position=64, grows=False)
-    linear = Rope(theta=10000.0, kind="linear", factor=2.0, max_position=64)
-    assert alike(held, 150) > FAR
-    assert alike(linear, 150) > FAR
