@@ -22,9 +22,7 @@ import numpy as np
 
 from model import Engine, EngineConfig, Request, SamplingParams
 from model.batch import NULL_BLOCK, Batch
-from model.errors import ConfigError
 from model.kv_cache import BlockPool
-from model.parallel import Shard
 from model.prefix import BlockKeys
 from model.rope import base_of
 from model.scheduler import Scheduler, Sequence
@@ -86,11 +84,6 @@ def main() -> None:
         golden = reference.read(folder, answers)
         label = f"{answers.stem if answers.parent != folder else name} | {golden.model.architecture}"
         for world in options.tp:
-            try:
-                Shard.of(golden.model, 0, world)
-            except ConfigError as error:
-                print(f"| {label} | {world} | | {error} | |", flush=True)
-                continue
             row = measure(golden, world, FEW if options.few else ALL)
             wrong += row.wrong
             print(f"| {label} | {world} | {row.cells()} |", flush=True)

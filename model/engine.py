@@ -22,7 +22,6 @@ from model.draws import TokenCounts, draws, seed_of
 from model.errors import InvalidParams, InvalidPrompt, PromptTooLong, RankError
 from model.kv_cache import BlockPool
 from model.live import Live
-from model.parallel import Shard
 from model.prefix import BlockKeys
 from model.ranks import Ranks
 from model.request import Completion, FinishReason, Request, TokenLogprob
@@ -58,7 +57,6 @@ class Engine:
     def __init__(self, config: EngineConfig) -> None:
         """Load the model on all ranks. Raises ModelError: see errors.py."""
         model = ModelConfig.of(config)
-        Shard.of(model, 0, config.tensor_parallel_size)
         chat = _load_chat(config.path)
         self.config = config
         self.model = model

@@ -44,9 +44,8 @@ class Loader:
         """This rank's rows of an embedding or head, zeros past the vocabulary's end, [rows, hidden_size]."""
         first, last = self.shard.vocab
         total = self.config.vocab_size
-        rows = Rows(f"{name}.weight", min(first, total), min(last, total), total)
-        weight = self.checkpoint.rows([rows], self.config.hidden_size)
-        return F.pad(weight, (0, 0, 0, last - first - len(weight))).to(self.where)
+        rows = Rows(f"{name}.weight", first, last, total)
+        return self.checkpoint.rows([rows], self.config.hidden_size).to(self.where)
 
     def _projection(self, weight: Tensor, bias: Tensor | None) -> Projection:
         return self.device.projection(weight.to(self.where), None if bias is None else bias.to(self.where))

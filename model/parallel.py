@@ -4,6 +4,7 @@ Heads, MLP columns and vocabulary rows are split (Megatron-LM, arXiv 1909.08053)
 It never starts or ends a process: that is `ranks.py`.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,37 +20,28 @@ class Shard:
 
     rank: int
     world: int
-    #: Query heads [first, last).
+    #: Query heads [first, last), like all these beyond the model's own where they do not divide.
     heads: tuple[int, int]
     #: Key/value heads [first, last); shared between ranks where there are fewer of them than ranks.
     kv_heads: tuple[int, int]
     #: Columns of the MLP [first, last).
     mlp: tuple[int, int]
-    #: Rows of the padded vocabulary [first, last).
+    #: Rows of the vocabulary [first, last).
     vocab: tuple[int, int]
 
     @classmethod
     def of(cls, config: ModelConfig, rank: int, world: int) -> "Shard":
-        """Split a model. Raises ConfigError where the world size does not divide it."""
-        for what, count in (
-            ("attention heads", config.num_heads),
-            ("MLP columns (intermediate_size)", config.intermediate_size),
-        ):
-            if count % world:
-                raise ConfigError(f"tensor_parallel_size {world} does not divide the model's {count} {what}")
-        kv_heads = config.num_kv_heads
-        if kv_heads % world and world % kv_heads:
-            raise ConfigError(
-                f"tensor_parallel_size {world} and the model's {kv_heads} kv heads do not divide"
-            )
+        """Split a model. What does not divide is padded with zeros, which change nothing."""
+        group = config.num_heads // config.num_kv_heads
+        kv_heads = _padded_kv_heads(config.num_kv_heads, group, world)
         first_kv = rank * kv_heads // world
         return cls(
             rank=rank,
             world=world,
-            heads=_part(config.num_heads, rank, world),
+            heads=_part(kv_heads * group, rank, world),
             kv_heads=(first_kv, first_kv + max(1, kv_heads // world)),
-            mlp=_part(config.intermediate_size, rank, world),
-            vocab=_part(-(-config.vocab_size // world) * world, rank, world),
+            mlp=_part(_rounded_up(config.intermediate_size, world), rank, world),
+            vocab=_part(_rounded_up(config.vocab_size, world), rank, world),
         )
 
     @property
@@ -90,6 +81,19 @@ class Group:
         if self.world > 1:
             dist.broadcast(values, src=0)
         return values
+
+
+def _padded_kv_heads(kv_heads: int, group: int, world: int) -> int:
+    """So many that each rank gets whole ones, or that as many ranks share each and split its query heads."""
+
+    def divides(count: int) -> bool:
+        return count % world == 0 or (world % count == 0 and group % (world // count) == 0)
+
+    return next(count for count in itertools.count(kv_heads) if divides(count))
+
+
+def _rounded_up(count: int, world: int) -> int:
+    return -(-count // world) * world
 
 
 def _part(total: int, rank: int, world: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own custom
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -27,12 +28,17 @@ _STD = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows [first, last) of the tensor called `name`, which has `total` rows in the checkpoint."""
+    """Rows [first, last) of the tensor called `name`, which has `total` in the checkpoint; zeros beyond."""
 
     name: str
     first: int
     last: int
     total: int
+
+    @property
+    def inside(self) -> tuple[int, int]:
+        """The part of [first, last) that the tensor has."""
+        return min(self.first, self.total), min(self.last, self.total)
 
 
 class Checkpoint:
@@ -58,17 +64,20 @@ class Checkpoint:
     def rows(self, parts: Sequence[Rows], columns: int | None = None) -> Tensor:
         """The parts one under another: [rows, columns], or [rows] of vectors without `columns`."""
         shape = () if columns is None else (columns,)
-        return torch.cat(
-            [
-                self._slice(part.name, (part.total, *shape))[part.first : part.last].to(self.dtype)
-                for part in parts
-            ]
-        )
+        pieces = []
+        for part in parts:
+            view, (first, last) = self._slice(part.name, (part.total, *shape)), part.inside
+            zeros = torch.zeros(part.last - part.first - (last - first), *shape, dtype=self.dtype)
+            pieces += [view[first:last].to(self.dtype), zeros]
+        return torch.cat(pieces)
 
     def columns(self, name: str, shape: tuple[int, int], first: int, last: int) -> Tensor:
-        """Columns [first, last) of a tensor of this shape."""
-        part: Tensor = self._slice(name, shape)[:, first:last]
-        return part.to(self.dtype).contiguous()
+        """Columns [first, last) of a tensor of this shape, zeros beyond it."""
+        inside = slice(min(first, shape[1]), min(last, shape[1]))
+        part: Tensor = self._slice(name, shape)[:, inside]
+        beyond = last - first - part.shape[1]
+        part = part.to(self.dtype).contiguous()
+        return F.pad(part, (0, beyond)) if beyond else part
 
     def _slice(self, name: str, shape: tuple[int, ...]) -> Any:
         path = self._paths.get(name)
@@ -104,18 +113,22 @@ class RandomCheckpoint:
     def rows(self, parts: Sequence[Rows], columns: int | None = None) -> Tensor:
         """The parts one under another: [rows, columns], or [rows] of vectors without `columns`."""
         if columns is None:
-            return torch.cat([self._whole(part.name, part.total)[part.first : part.last] for part in parts])
-        out = torch.empty((sum(part.last - part.first for part in parts), columns), dtype=self.dtype)
+            return torch.cat(
+                [F.pad(self._whole(p.name, p.total), (0, p.last))[p.first : p.last] for p in parts]
+            )
+        out = torch.zeros((sum(part.last - part.first for part in parts), columns), dtype=self.dtype)
         done = 0
         for part in parts:
-            starts = self._starts(part.name, part.total, columns)[part.first : part.last]
+            starts = self._starts(part.name, part.total, columns)[slice(*part.inside)]
             torch.index_select(self._windows(columns), 0, starts, out=out[done : done + len(starts)])
-            done += len(starts)
+            done += part.last - part.first
         return out
 
     def columns(self, name: str, shape: tuple[int, int], first: int, last: int) -> Tensor:
-        """Columns [first, last) of a tensor of this shape."""
-        return self._windows(last - first).index_select(0, self._starts(name, *shape) + first)
+        """Columns [first, last) of a tensor of this shape, zeros beyond it."""
+        begin, end = min(first, shape[1]), min(last, shape[1])
+        inside = self._windows(end - begin).index_select(0, self._starts(name, *shape) + begin)
+        return F.pad(inside, (0, last - first - (end - begin)))
 
     def _whole(self, name: str, size: int) -> Tensor:
         start = int(self._starts(name, 1, size))

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,32 @@ def test_the_ranks_slices_of_wqkv_cover_the_tensor(world: int) -> None:
     sharing = max(1, world // config.num_kv_heads)
     per_group = [1] * 64 + [sharing] * 32
     assert readers == per_group * 2
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "group", "world", "padded"),
+    [
+        (2, 4, 2, 2),
+        (2, 4, 8, 2),
+        (2, 4, 3, 3),
+        (2, 4, 16, 4),
+        (6, 1, 4, 8),
+        (6, 1, 8, 8),
+        (8, 4, 1, 8),
+        (3, 3, 2, 4),
+    ],
+)
+def test_kv_heads_are_padded_as_little_as_ranks_allow(
+    kv_heads: int, group: int, world: int, padded: int
+) -> None:
+    config = replace(ModelConfig.load(GOLDEN), num_heads=kv_heads * group, num_kv_heads=kv_heads)
+    shards = [Shard.of(config, rank, world) for rank in range(world)]
+    assert max(shard.kv_heads[1] for shard in shards) == padded
+    assert {shard.num_heads for shard in shards} == {padded * group // world}
+    assert {shard.num_kv_heads for shard in shards} == {max(1, padded // world)}
+    for shard in shards:
+        first, last = shard.kv_heads
+        assert first * group <= shard.heads[0] < shard.heads[1] <= last * group
 
 
 @pytest.mark.parametrize(
