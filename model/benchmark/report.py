@@ -77,15 +77,7 @@ def _row(one: Round) -> list[object]:
     head: list[object] = [one.model, one.batch_size, one.input, one.output]
     if one.error is not None:
         return [*head, one.error]
-    figures = (
-        one.total_seconds,
-        one.prefill_ms,
-        one.prefill_average_ms,
-        one.decode_ms,
-        one.decode_tokens_per_second,
-        one.tokens_per_second,
-    )
-    return [*head, *map(_rounded, figures)]
+    return [*head, *map(_rounded, one.figures)]
 
 
 def _extend(row: list[object], means: tuple[float, float]) -> None:

@@ -43,6 +43,18 @@ class Round:
     #: Most of the cache in use, from 0 to 1.
     cache_use: float = 0.0
 
+    @property
+    def figures(self) -> tuple[float, ...]:
+        """What a table of rounds shows, in modeltest's order."""
+        return (
+            self.total_seconds,
+            self.prefill_ms,
+            self.prefill_average_ms,
+            self.decode_ms,
+            self.decode_tokens_per_second,
+            self.tokens_per_second,
+        )
+
 
 def step_tokens(batch_size: int, longest_input: int, least: int) -> int:
     """Tokens that a step should take for a batch of such prompts."""

@@ -117,15 +117,9 @@ def rounds_table(title: str, rounds: Sequence[Round], verdicts: Sequence[str] = 
     if verdicts:
         table.add_column("")
     for number, one in enumerate(rounds):
-        figures = (
-            one.total_seconds,
-            one.prefill_ms,
-            one.prefill_average_ms,
-            one.decode_ms,
-            one.decode_tokens_per_second,
-            one.tokens_per_second,
+        shown = (
+            [f"{figure:,.2f}" for figure in one.figures] if one.error is None else ["–"] * len(one.figures)
         )
-        shown = [f"{figure:,.2f}" for figure in figures] if one.error is None else ["–"] * len(figures)
         last = verdicts[number : number + 1]
         table.add_row(str(one.batch_size), str(one.input), str(one.output), *shown, *last)
     return table
