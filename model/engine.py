@@ -169,7 +169,7 @@ class Engine:
         self._steps += 1
         ends = np.cumsum([len(chunk.logit_positions) for chunk in chunks])
         for chunk, end in zip(chunks, ends.tolist(), strict=True):
-            if chunk.sequence.num_scored is not None:
+            if chunk.sequence.scoring:
                 self._score(chunk, logits[end - len(chunk.logit_positions) : end])
         samples = [chunk.samples for chunk in chunks]
         sampled = [self._live[chunk.sequence.id] for chunk in chunks if chunk.samples]
@@ -236,9 +236,7 @@ class Engine:
         tokens = sequence.tokens[first + 1 : min(sequence.prompt_len, chunk.logit_positions.stop + 1)]
         count = live.request.params.prompt_logprobs
         assert count is not None  # noqa: S101 - that is why it is scored
-        if tokens and first >= len(live.prompt_logprobs):
-            nothing = [()] * len(tokens)
-            live.prompt_logprobs += logprobs(logits[: len(tokens)], tokens, [count] * len(tokens), nothing)
+        live.prompt_logprobs += logprobs(logits[: len(tokens)], tokens, [count] * len(tokens))
         sequence.num_scored = len(live.prompt_logprobs)
 
     def _advance(self, chunks: Seq[Chunk]) -> None:

@@ -144,14 +144,3 @@ def require_memory(name: str, bytes_per_weight: int, available: int) -> None:
             f"{parameters * bytes_per_weight / 1e9:.1f} GB, and {available / 1e9:.1f} GB of memory are "
             "available; choose a smaller shape or a machine with more memory"
         )
-
-
-def available_memory() -> int:
-    """Bytes of host memory still to be had: the machine's, or this process's control group's if less."""
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    group = Path("/sys/fs/cgroup")
-    limit, used = group / "memory.max", group / "memory.current"
-    if limit.exists() and used.exists() and (most := limit.read_text(encoding="ascii").strip()) != "max":
-        free = min(free, max(0, int(most) - int(used.read_text(encoding="ascii"))))
-    return free

@@ -244,11 +244,11 @@ def _config(subject: Subject, engine: EngineOptions, **preferred: Any) -> Engine
     """The engine's settings. Raises ConfigError, also for made-up weights that memory does not hold."""
     config = engine.config(subject.path, random_weights=subject.random_weights, **preferred)
     if subject.random_weights and config.device == "cpu":
-        from model import shapes  # noqa: PLC0415
+        from model import memory, shapes  # noqa: PLC0415
         from model.devices import load_device  # noqa: PLC0415 - brings torch
 
         dtype = load_device(config.device).dtype(config.dtype, subject.model.dtype)
-        shapes.require_memory(subject.name, dtype.itemsize, shapes.available_memory())
+        shapes.require_memory(subject.name, dtype.itemsize, memory.available_memory())
     return config
 
 

@@ -7,7 +7,6 @@ are torch's. The cache is [blocks, kv_heads, block_size, head_dim]: a block's ke
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 from model.batch import AttentionMetadata
 from model.config import DTypeName
 from model.devices import Attend, CacheShape, LayerCache, Projection, cpu_kernels, cpu_torch
+from model.memory import available_memory
 
 BACKEND = "gloo"
 
@@ -60,9 +60,7 @@ def dtype(asked: DTypeName, stored: DTypeName) -> torch.dtype:
 
 def spare_bytes(world: int) -> int:
     """Half of the memory that is available now, shared by the ranks."""
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    available = next(line for line in lines if line.startswith("MemAvailable:"))
-    return int(available.split()[1]) * 1024 // 2 // world
+    return available_memory() // 2 // world
 
 
 def projection(weight: Tensor, bias: Tensor | None) -> Projection:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from model import shapes
+from model import memory, shapes
 from model.benchmark.report import COLUMNS
 from model.benchmark.search import attempt
 from model.benchmark.workload import Lengths
@@ -25,6 +24,7 @@ from model.config import EngineConfig
 from model.errors import PromptTooLong
 from model.llm import LLM
 from model.request import SamplingParams
+from tests.services import wait_until
 from tests.tiny_checkpoint import CONTEXT, make_tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -162,15 +162,12 @@ def test_a_try_that_is_killed_is_a_failed_try(tiny: Path) -> None:
     config = EngineConfig(path=tiny, num_threads=1)
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(attempt, config, "tiny", 64, Lengths(100, 100), seed=0)
-        deadline = time.monotonic() + 60
-        while not (
-            found := [
-                one for one in psutil.Process().children() if "model.benchmark.attempt" in one.cmdline()
-            ]
-        ):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        found[0].kill()
+
+        def tries() -> list[psutil.Process]:
+            return [one for one in psutil.Process().children() if "model.benchmark.attempt" in one.cmdline()]
+
+        wait_until(lambda: bool(tries()), seconds=60, what="the try's process")
+        tries()[0].kill()
         one = future.result(60)
     assert one.error == "the process was killed by SIGKILL: out of memory?"
     assert (one.batch_size, one.input, one.output) == (64, 100, 100)
@@ -271,7 +268,7 @@ def test_made_up_weights_of_a_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     _, document, rows = results(tmp_path / "out")
     assert document["weights"] == "random"
     assert rows[0]["Model"] == document["model"] == "internlm2-tiny"
-    monkeypatch.setattr(shapes, "available_memory", lambda: 10_000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 10_000)
     refused = CliRunner().invoke(app, ["benchmark", *words])
     assert refused.exit_code == 1
     assert "error[invalid_settings]: internlm2-tiny has 0.0 billion weights" in refused.output

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import shapes
+from model import memory, shapes
 from model.config import ModelConfig
 from model.errors import ConfigError
 from model.parallel import Shard
@@ -49,7 +49,7 @@ def test_an_unknown_shape_and_one_too_large_are_refused_in_words(tmp_path: Path)
     with pytest.raises(ConfigError, match=r"they need 39\.7 GB, and 30\.0 GB of memory are available"):
         shapes.require_memory("internlm2-20b", 2, 30 * 10**9)
     shapes.require_memory("internlm2-20b", 2, 40 * 10**9)
-    assert 0 < shapes.available_memory() < 2**50
+    assert 0 < memory.available_memory() < 2**50
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
