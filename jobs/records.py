@@ -68,6 +68,12 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     #: The job's sampling; a line's own goes before it, the model's generation_config after it.
     sampling: Sampling = Sampling()
     priority: Priority = Priority.NORMAL
+    #: Unix time by which the job must have ended; what is not done by then is `deadline_exceeded`.
+    deadline: float | None = None
+    #: The job whose failed lines these are: `origin.idx` says which.
+    retry_of: str | None = None
+    #: A job of the same content, model and parameters, whose finished lines may be taken over.
+    reuse_of: str | None = None
     #: Input lines, unusable ones included.
     lines: int
     #: Lines that were found unusable at submission.
@@ -126,10 +132,14 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     prompt_tokens: int
     completion_tokens: int
-    #: Engine seconds spent on the shard, times the devices of the group.
+    #: Engine seconds that its lines took, times the devices of the group.
     device_seconds: float
-    #: Who wrote it; None where the receipt was restored from the part alone.
+    #: The same for work that died with an engine or a worker before its line was kept, as far as it is known.
+    wasted_device_seconds: float = 0.0
+    #: Who wrote it, on which devices, with which weights; None where it was restored from the part alone.
     worker: str | None
+    group: str | None = None
+    model_hash: str | None = None
     epoch: int
 
 
@@ -143,10 +153,15 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
     #: Lines checkpointed in shards that are not committed yet.
     checkpointed: int
+    #: Of these, the ones that failed.
+    checkpointed_failed: int
     committed_shards: int
+    #: Of all lines that are done, checkpointed ones included.
     prompt_tokens: int
     completion_tokens: int
+    #: Of committed shards.
     device_seconds: float
+    wasted_device_seconds: float
     #: Empty while the job is wanted, else the state it is to end in.
     outcome: str
     started_at: float | None
@@ -190,6 +205,12 @@ class JobKeys:
         self.rejects = f"{self.root}/rejects.jsonl"
         self.manifest = f"{self.root}/manifest.json"
         self.success = f"{self.root}/_SUCCESS"
+        #: There once the job was called off, with the state that it is to end in: outlives the ledger.
+        self.called_off = f"{self.root}/called_off"
+        #: Of a retry: the line of its origin that each of its lines is, fixed width; see `jobs.origin`.
+        self.origin = f"{self.root}/origin.idx"
+        #: One empty object for each retry of this job, named by the retry's id.
+        self.retries = f"{self.root}/retries"
 
     def part(self, shard: int) -> str:
         """The one place where the results of a shard can be."""

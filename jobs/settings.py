@@ -31,6 +31,11 @@ class Settings(BaseSettings):
 
     # Where things are
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    #: For `rediss://`: the authority that signed the server's certificate, where it is not the system's own.
+    redis_ca_file: Path | None = None
+    #: Our own certificate and its key, for a server that asks for one.
+    redis_cert_file: Path | None = None
+    redis_key_file: Path | None = None
     redis_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.{}-]{1,64}$")] = "longhaul"
     store_url: str = "file://./longhaul-store"
     s3_endpoint: str | None = None
@@ -46,13 +51,19 @@ class Settings(BaseSettings):
     max_line_bytes: Annotated[int, Field(ge=1)] = 8 * 1024 * 1024
     #: Shards of one model that wait in its queue beyond those being worked on.
     backlog: Annotated[int, Field(ge=1)] = 16
+    #: Days after its end that Redis remembers a job; the store keeps it.
+    remember_days: Annotated[float, Field(gt=0)] = 30.0
 
     # A worker
     model: Path | None = None
     #: The name under which jobs ask for the model; the folder's name if unset.
     model_name: str | None = None
-    #: Devices, one engine per group: `cpu:0-1`, `npu:0,1,2,3;npu:4,5,6,7`.
+    #: Devices, one engine per group: `cpu:0-1`, `npu:0,1,2,3;npu:4,5,6,7`; `echo:0` answers without a model.
     device_groups: str = "cpu:0"
+    #: A file of variables that tune the devices' libraries, as those in ops/profiles; what is set stays.
+    profile: Path | None = None
+    #: Where the ranks of a group meet: the first of the range plus the group's place, or the next free.
+    master_ports: Annotated[str, Field(pattern=r"^\d{1,5}-\d{1,5}$")] = "20000-20050"
     #: Ranks of a CPU group; an accelerator group has one rank per device.
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -73,6 +84,13 @@ class Settings(BaseSettings):
     reconcile_seconds: Annotated[float, Field(gt=0)] = 5.0
     drain_seconds: Annotated[float, Field(ge=0)] = 120.0
     engine_start_seconds: Annotated[float, Field(gt=0)] = 600.0
+    #: An engine that has requests and makes no step for so long is killed and started again.
+    engine_hang_seconds: Annotated[float, Field(gt=0)] = 300.0
+    #: What an engine of the kind `echo` takes for a step, and how many sequences share it.
+    echo_step_seconds: Annotated[float, Field(ge=0)] = 0.0
+    #: Prometheus: each group's metrics are at this port plus its place in LONGHAUL_DEVICE_GROUPS; 0 is off.
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    metrics_host: str = "127.0.0.1"
     #: Times a shard is begun, and an engine restarted on it, before its missing lines become `engine_error`.
     max_attempts: Annotated[int, Field(ge=1)] = 5
 
@@ -83,6 +101,8 @@ class Settings(BaseSettings):
     # Logs
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "json"
+    #: Whether logs may hold what dialogues say; without it they have ids, counts and codes alone.
+    log_text: bool = False
 
     @property
     def served_name(self) -> str | None:

@@ -1,8 +1,8 @@
 -- Write down what holds a job up; '' clears it. Returns 0 if the job is unknown.
 --
--- Keys: <p>:job:<id> (see register.lua)
+-- Keys: <p>:job:<id>
 -- ARGV: id, text
-local job = KEYS[1] .. ':job:' .. ARGV[1]
+local job = job_key(ARGV[1])
 if redis.call('EXISTS', job) == 0 then
   return 0
 end

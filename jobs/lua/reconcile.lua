@@ -1,19 +1,22 @@
--- Put right what died half-way: expired leases become due again, and due shards whose hint was lost are
--- published again. A hint counts as lost where the queue holds fewer messages than shards are due and it is
--- older than `patience`. Changing nothing twice, it may run as often as one likes.
+-- Put right what died half-way: expired leases become due again, jobs past their deadline are called off, and due
+-- shards whose hint was lost are published again. A hint counts as lost where the queue holds fewer messages than
+-- shards are due and it is older than `patience`. One worker does it in each `turn`; changing nothing twice, it may
+-- run as often as one likes.
 -- Returns {model, id/shard, model, id/shard, ...}: the caller publishes these.
 --
--- Keys: <p>:leases, <p>:models, <p>:due:<model>, <p>:job:<id>, <p>:shard:<id>/<n> (see register.lua);
---       KEYS[2] .. model: the broker's list of a model's messages
--- ARGV: patience in ms
-local p, queue, patience = KEYS[1], KEYS[2], tonumber(ARGV[1])
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
+-- Keys: <p>:reconciler, <p>:leases, <p>:deadlines, <p>:models, <p>:due:<model>, <p>:waiting:<id>, <p>:job:<id>,
+--       <p>:shard:<id>/<n>; KEYS[2] .. model: the broker's list of a model's messages
+-- ARGV: patience in ms, turn in ms
+local queue, patience, turn = KEYS[2], tonumber(ARGV[1]), tonumber(ARGV[2])
+if turn > 0 and not redis.call('SET', p .. ':reconciler', '', 'NX', 'PX', turn) then
+  return {}
+end
+local now = milliseconds()
 for _, ref in ipairs(redis.call('ZRANGEBYSCORE', p .. ':leases', '-inf', now, 'LIMIT', 0, 1000)) do
-  local id = string.match(ref, '^(.*)/')
-  redis.call('ZREM', p .. ':leases', ref)
-  redis.call('HSET', p .. ':shard:' .. ref, 'owner', '')
-  redis.call('ZADD', p .. ':due:' .. redis.call('HGET', p .. ':job:' .. id, 'model'), 0, ref)
+  expire_lease(string.match(ref, '^(.*)/(.*)$'))
+end
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', p .. ':deadlines', '-inf', now)) do
+  call_off(id, 'expired')
 end
 local lost = {}
 for _, model in ipairs(redis.call('SMEMBERS', p .. ':models')) do

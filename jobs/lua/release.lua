@@ -1,16 +1,17 @@
--- Hand a shard back: it is due at once, and the attempt does not count where `counts` is 0.
--- Returns 0 if the epoch is not the shard's.
+-- Hand a shard back: it is due at once, and the attempt does not count where `counts` is 0. What its unfinished
+-- lines cost is lost. Returns 0 if the shard is not the owner's.
 --
--- Keys: <p>:job:<id>, <p>:shard:<id>/<n>, <p>:leases, <p>:due:<model> (see register.lua)
--- ARGV: id, shard, epoch, counts
-local p, id, ref = KEYS[1], ARGV[1], ARGV[1] .. '/' .. ARGV[2]
-local shard = p .. ':shard:' .. ref
-if redis.call('HGET', shard, 'epoch') ~= ARGV[3] or redis.call('ZREM', p .. ':leases', ref) == 0 then
+-- Keys: <p>:job:<id>, <p>:shard:<id>/<n>, <p>:leases, <p>:waiting:<id>, <p>:due:<model>, <p>:claim:<owner>
+-- ARGV: id, shard, epoch, owner, counts, unkept ms
+local id, n = ARGV[1], ARGV[2]
+if not holds(id, n, ARGV[3], ARGV[4]) then
   return 0
 end
-redis.call('HSET', shard, 'owner', '')
-if ARGV[4] == '0' then
+local shard = shard_key(id, n)
+if ARGV[5] == '0' and tonumber(redis.call('HGET', shard, 'attempts')) > 0 then
   redis.call('HINCRBY', shard, 'attempts', -1)
 end
-redis.call('ZADD', p .. ':due:' .. redis.call('HGET', p .. ':job:' .. id, 'model'), 0, ref)
+redis.call('HSET', shard, 'unkept_ms', ARGV[6])
+redis.call('DEL', p .. ':claim:' .. ARGV[4])
+expire_lease(id, n)
 return 1

@@ -1,12 +1,12 @@
--- Move a lease's deadline. Returns 0 if the epoch is no longer the shard's, 2 if the job was called off, else 1.
+-- Move a lease's deadline, and note the device time of lines that are not finished yet. Returns false if the shard
+-- is no longer the owner's, else what the job was called off for, '' while it is wanted.
 --
--- Keys: <p>:job:<id>, <p>:shard:<id>/<n>, <p>:leases (see register.lua)
--- ARGV: id, shard, epoch, lease in ms
-local p, id, ref = KEYS[1], ARGV[1], ARGV[1] .. '/' .. ARGV[2]
-local leases = p .. ':leases'
-if redis.call('HGET', p .. ':shard:' .. ref, 'epoch') ~= ARGV[3] or not redis.call('ZSCORE', leases, ref) then
-  return 0
+-- Keys: <p>:job:<id>, <p>:shard:<id>/<n>, <p>:leases
+-- ARGV: id, shard, epoch, owner, lease in ms, unkept ms
+local id, n = ARGV[1], ARGV[2]
+if not holds(id, n, ARGV[3], ARGV[4]) then
+  return false
 end
-local t = redis.call('TIME')
-redis.call('ZADD', leases, t[1] * 1000 + math.floor(t[2] / 1000) + tonumber(ARGV[4]), ref)
-return redis.call('HGET', p .. ':job:' .. id, 'outcome') == '' and 1 or 2
+redis.call('ZADD', p .. ':leases', milliseconds() + tonumber(ARGV[5]), id .. '/' .. n)
+redis.call('HSET', shard_key(id, n), 'unkept_ms', ARGV[6])
+return redis.call('HGET', job_key(id), 'outcome')

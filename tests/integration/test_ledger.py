@@ -3,10 +3,11 @@
 import socket
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from jobs.errors import JobsError, LeaseLostError, LedgerError, UnknownJobError
-from jobs.ledger import Claim, Lease, Ledger, Refusal, WorkerInfo, queue_key
+from jobs.ledger import Claim, Ledger, Refusal, Restored, Tally, WorkerInfo, queue_key
 from jobs.records import JobSpec, JobState, Priority, Receipt, ShardRef
 from jobs.settings import Settings
 from tests.services import Valkey
@@ -57,8 +58,8 @@ def receipt(shard: int, succeeded: int = 2, failed: int = 0) -> Receipt:
     )
 
 
-def claimed(ledger: Ledger, ref: ShardRef, owner: str = "a", seconds: float = 60) -> Claim:
-    answer = ledger.claim(ref, owner, seconds)
+def claimed(ledger: Ledger, ref: ShardRef, owner: str = "", seconds: float = 60) -> Claim:
+    answer = ledger.claim(ref, owner or str(ref), seconds)
     assert isinstance(answer, Claim), answer
     return answer
 
@@ -97,7 +98,9 @@ def test_nothing_but_the_job_is_left_when_it_has_ended(ledger: Ledger) -> None:
         ledger.commit(claim, receipt(ref.shard), 60)
     ledger.finish("j", JobState.COMPLETED)
     left = {key.decode() for key in ledger._redis.keys("*")}
-    assert left == {"longhaul:job:j", "longhaul:jobs", "longhaul:models"}
+    bookkeeping = {"longhaul:jobs", "longhaul:models", "longhaul:clock:small", "longhaul:weight:small"}
+    assert left == {"longhaul:job:j", *bookkeeping}
+    assert ledger._redis.get("longhaul:weight:small") == b"0"
 
 
 def test_a_shard_has_one_owner(ledger: Ledger) -> None:
@@ -118,17 +121,17 @@ def test_an_old_epoch_is_refused_everywhere(ledger: Ledger) -> None:
     old = claimed(ledger, ref, "a", seconds=0)
     ledger.checkpoint(old, {1: b"kept"})
     new = claimed(ledger, ref, "b")
-    assert (new.epoch, new.attempt) == (2, 2)
+    assert (new.epoch, new.attempt) == (2, 1)
     with pytest.raises(LeaseLostError):
         ledger.checkpoint(old, {2: b"late"})
     with pytest.raises(LeaseLostError):
         ledger.commit(old, receipt(0), 60)
-    assert ledger.renew(old, 60) is Lease.LOST
+    assert ledger.renew(old, 60) is None
     ledger.release(old, counts=True)
-    assert ledger.renew(new, 60) is Lease.HELD
+    assert ledger.renew(new, 60) == ""
     assert ledger.checkpoints(ref) == {1: b"kept"}
     assert ledger.commit(new, receipt(0), 60)
-    assert not ledger.commit(new, receipt(0), 60), "a commit whose answer was lost may be repeated"
+    assert ledger.commit(new, receipt(0), 60), "a commit whose answer was lost may be repeated"
     assert ledger.status("j").succeeded == 2
 
 
@@ -139,7 +142,7 @@ def test_an_expired_lease_becomes_due_and_is_published_again(ledger: Ledger) -> 
     ledger.checkpoint(old, {1: b"kept"})
     assert ledger.reconcile(30) == [(MODEL, ref)]
     assert ledger.reconcile(30) == [], "a hint just published is not lost"
-    assert ledger.renew(old, 60) is Lease.LOST
+    assert ledger.renew(old, 60) is None
     assert ledger.checkpoints(ref) == {1: b"kept"}
     assert claimed(ledger, ref, "b").epoch == 2
 
@@ -166,17 +169,223 @@ def test_what_is_handed_back_is_no_attempt(ledger: Ledger) -> None:
     assert claimed(ledger, ref, "c").attempt == 2
 
 
-def test_shards_of_jobs_take_turns_by_weight(ledger: Ledger) -> None:
-    ledger.register(spec("long", 1000))
-    ledger.dispatch(MODEL, 4)
-    for shard in range(4):
-        ledger.commit(claimed(ledger, ShardRef("long", shard)), receipt(shard), 60)
+def serve(ledger: Ledger, hint: ShardRef, times: int) -> list[str]:
+    """Whose shards one worker gets, one after the other, whatever its hints say."""
+    served = []
+    for turn in range(times):
+        ledger.dispatch(MODEL, 16)
+        claim = claimed(ledger, hint, f"turn-{turn}-{hint}")
+        ledger.commit(claim, receipt(claim.ref.shard), 60)
+        served.append(claim.ref.job)
+    return served
+
+
+def test_a_small_job_starts_with_the_next_shard_that_is_claimed(ledger: Ledger) -> None:
+    """Beside one of 4,000 shards, whose hints fill the queue."""
+    ledger.register(spec("long", 4000))
+    hint = ShardRef("long", 0)
+    assert set(serve(ledger, hint, 50)) == {"long"}
+    ledger.dispatch(MODEL, 16)
     ledger.register(spec("short", 2))
-    ledger.register(spec("urgent", 100, Priority.HIGH))
-    jobs = [ref.job for ref in ledger.dispatch(MODEL, 20)]
-    assert set(jobs[:3]) == {"long", "short", "urgent"}
-    assert jobs.count("short") == 2
-    assert jobs.count("urgent") >= 3 * jobs.count("long")
+    assert "short" in {ref.job for ref in ledger.dispatch(MODEL, 16)}, "though the backlog is full"
+    after = []
+    for turn in range(4):
+        after.append(claimed(ledger, hint, f"next-{turn}").ref.job)
+        ledger.dispatch(MODEL, 16)
+    assert after[0] == "short"
+    assert after.count("short") == 2
+
+
+def test_shards_of_jobs_take_turns_by_weight(ledger: Ledger) -> None:
+    for job, priority in (("low", Priority.LOW), ("normal", Priority.NORMAL), ("high", Priority.HIGH)):
+        ledger.register(spec(job, 1000, priority))
+    served = serve(ledger, ShardRef("low", 0), 210)
+    assert [served.count(job) for job in ("low", "normal", "high")] == [10, 40, 160]
+
+
+def test_an_endless_stream_of_small_jobs_starves_nobody(ledger: Ledger) -> None:
+    ledger.register(spec("long", 1000))
+    served = []
+    for number in range(40):
+        ledger.register(spec(f"small-{number}", 1))
+        served += serve(ledger, ShardRef("long", 0), 1)
+    assert served.count("long") >= 5
+
+
+def test_every_one_of_many_jobs_gets_its_turn(ledger: Ledger) -> None:
+    for number in range(60):
+        ledger.register(spec(f"job-{number}", 3))
+    assert len(set(serve(ledger, ShardRef("job-0", 0), 60))) == 60
+
+
+def test_a_hint_gets_its_own_shard_where_its_job_has_the_turn(ledger: Ledger) -> None:
+    ledger.register(spec("j", 3))
+    ledger.dispatch(MODEL, 3)
+    assert claimed(ledger, ShardRef("j", 2), "a").ref == ShardRef("j", 2)
+    assert claimed(ledger, ShardRef("j", 2), "b").ref == ShardRef("j", 0), "the hinted one is taken"
+
+
+def test_an_owner_that_asks_again_gets_the_shard_it_got(ledger: Ledger) -> None:
+    ledger.register(spec("a", 2))
+    ledger.register(spec("b", 2))
+    ledger.dispatch(MODEL, 4)
+    first = claimed(ledger, ShardRef("a", 0), "me")
+    again = claimed(ledger, ShardRef("a", 0), "me")
+    assert (again.ref, again.epoch) == (first.ref, first.epoch)
+    assert len(ledger._redis.zrange("longhaul:leases", 0, -1)) == 1
+
+
+def test_a_ledger_that_was_lost_refuses_what_comes_from_before(ledger: Ledger) -> None:
+    """Epochs begin anew with it: the owner fences as well."""
+    ledger.register(spec("j", 1))
+    (ref,) = ledger.dispatch(MODEL, 1)
+    old = claimed(ledger, ref, "before")
+    ledger._redis.flushall()
+    ledger.register(spec("j", 1))
+    ledger.dispatch(MODEL, 1)
+    new = claimed(ledger, ref, "after")
+    assert old.epoch == new.epoch == 1
+    with pytest.raises(LeaseLostError):
+        ledger.checkpoint(old, {1: b"late"})
+    with pytest.raises(LeaseLostError):
+        ledger.commit(old, receipt(0), 60)
+    assert ledger.renew(old, 60) is None
+    assert ledger.commit(new, receipt(0), 60)
+
+
+def test_the_last_commit_whose_answer_was_lost_is_told_again_to_finalize(ledger: Ledger) -> None:
+    ledger.register(spec("j", 1))
+    (ref,) = ledger.dispatch(MODEL, 1)
+    claim = claimed(ledger, ref)
+    assert ledger.commit(claim, receipt(0), 60)
+    assert ledger.commit(claim, receipt(0), 60)
+    ledger.finish("j", JobState.COMPLETED)
+    assert not ledger.commit(claim, receipt(0), 60)
+    assert ledger.status("j").succeeded == 2
+
+
+def test_a_checkpoint_whose_answer_was_lost_counts_once(ledger: Ledger) -> None:
+    ledger.register(spec("j", 1))
+    (ref,) = ledger.dispatch(MODEL, 1)
+    claim = claimed(ledger, ref)
+    tally = Tally(failed=1, prompt_tokens=7, completion_tokens=5, device_seconds=0.5)
+    for _ in range(2):
+        ledger.checkpoint(claim, {1: b"x", 2: b"y"}, tally)
+    status = ledger.status("j")
+    assert (status.checkpointed, status.checkpointed_failed) == (2, 1)
+    assert (status.prompt_tokens, status.completion_tokens) == (7, 5)
+
+
+def test_attempts_count_from_the_last_line_that_was_finished(ledger: Ledger) -> None:
+    ledger.register(spec("j", 1))
+    (ref,) = ledger.dispatch(MODEL, 1)
+    for attempt in (1, 2, 3):
+        claim = claimed(ledger, ref, f"dead-{attempt}", seconds=0)
+        assert claim.attempt == attempt
+    ledger.checkpoint(claim, {1: b"x"})
+    again = claimed(ledger, ref, "b", seconds=0)
+    assert (again.attempt, again.epoch) == (1, 4)
+
+
+def test_what_dead_attempts_cost_is_known_to_their_followers(ledger: Ledger) -> None:
+    ledger.register(spec("j", 1))
+    (ref,) = ledger.dispatch(MODEL, 1)
+    first = claimed(ledger, ref, "a", seconds=0)
+    ledger.checkpoint(first, {1: b"x"}, Tally(device_seconds=2.0, wasted_seconds=0.25))
+    ledger.renew(first, 0, unkept_seconds=1.5)
+    ledger.suspect(first, "2-3")
+    second = claimed(ledger, ref, "b")
+    assert (second.device_seconds, second.wasted_seconds, second.suspects) == (2.0, 1.75, "2-3")
+    ledger.release(second, counts=False, unkept_seconds=1.0)
+    assert claimed(ledger, ref, "c").wasted_seconds == 2.75
+    with pytest.raises(LeaseLostError):
+        ledger.suspect(second, "")
+
+
+def test_a_job_past_its_deadline_is_called_off_as_expired(ledger: Ledger) -> None:
+    now = ledger.now()
+    ledger.register(msgspec.structs.replace(spec("late", 4), deadline=now - 1))
+    ledger.register(msgspec.structs.replace(spec("early", 4), deadline=now + 3600))
+    ledger.dispatch(MODEL, 2)
+    running = claimed(ledger, ShardRef("late", 0))
+    while running.ref.job != "late":
+        running = claimed(ledger, ShardRef("late", 0), f"again-{running.ref}")
+    ledger.reconcile(30)
+    assert ledger.renew(running, 60) == "expired"
+    assert ledger.status("late").state is JobState.FINALIZING
+    assert ledger.status("early").outcome == ""
+    assert ledger.commit(running, receipt(0), 60), "nothing else of it was begun"
+
+
+def test_one_at_a_time_reconciles(ledger: Ledger) -> None:
+    ledger.register(spec("j", 1))
+    (ref,) = ledger.dispatch(MODEL, 1)
+    assert ledger.reconcile(0, turn_seconds=60) == [(MODEL, ref)]
+    assert ledger.reconcile(0, turn_seconds=60) == [], "another's turn"
+    assert ledger.reconcile(0) == [(MODEL, ref)]
+
+
+def test_an_ended_job_is_forgotten_after_a_while(ledger: Ledger) -> None:
+    ledger.register(spec("j", 1))
+    (ref,) = ledger.dispatch(MODEL, 1)
+    ledger.commit(claimed(ledger, ref), receipt(0), 60)
+    ledger.finish("j", JobState.COMPLETED)
+    assert 29 * 86400 < ledger._redis.ttl("longhaul:job:j") <= 30 * 86400
+    ledger._redis.delete("longhaul:job:j")  # what the server does then
+    assert ledger.jobs() == []
+    assert ledger._redis.zcard("longhaul:jobs") == 0
+
+
+def restored(job: str, state: JobState, **more: object) -> Restored:
+    given = {
+        "outcome": "",
+        "committed": 3,
+        "succeeded": 5,
+        "failed": 1,
+        "prompt_tokens": 30,
+        "completion_tokens": 15,
+        "device_seconds": 4.5,
+        "wasted_seconds": 0.5,
+        "next": 5,
+        "missing": [1, 3],
+        "finished_at": None,
+        **more,
+    }
+    return Restored(spec=spec(job, 8), state=state, **given)  # type: ignore[arg-type]
+
+
+def test_a_restored_job_goes_on_with_what_it_lacks(ledger: Ledger) -> None:
+    assert ledger.restore(restored("j", JobState.IN_PROGRESS))
+    assert not ledger.restore(restored("j", JobState.IN_PROGRESS)), "the living is left alone"
+    status = ledger.status("j")
+    assert (status.state, status.succeeded, status.committed_shards) == (JobState.IN_PROGRESS, 5, 3)
+    assert {ref.shard for _, ref in ledger.reconcile(0)} == {1, 3}
+    shards = set()
+    while (status := ledger.status("j")).state is JobState.IN_PROGRESS:
+        ledger.dispatch(MODEL, 2)
+        claim = claimed(ledger, ShardRef("j", 1), f"owner-{status.committed_shards}")
+        shards.add(claim.ref.shard)
+        ledger.commit(claim, receipt(claim.ref.shard), 60)
+    assert shards == {1, 3, 5, 6, 7}
+    assert (status.succeeded, status.failed, status.committed_shards) == (15, 1, 8)
+
+
+def test_restored_jobs_that_have_nothing_to_do_are_finalized_or_ended(ledger: Ledger) -> None:
+    ledger.restore(restored("whole", JobState.FINALIZING, next=8, missing=[]))
+    ledger.restore(restored("ended", JobState.FAILED, finished_at=9.0))
+    assert ledger.take_finalizing(60) == ["whole"]
+    assert ledger.status("ended").finished_at == 9.0
+    assert ledger._redis.ttl("longhaul:job:ended") > 0
+
+
+def test_remaining_lines_are_those_of_jobs_that_have_not_ended(ledger: Ledger) -> None:
+    ledger.register(spec("a", 2))
+    ledger.register(spec("b", 1))
+    assert ledger.remaining(MODEL) == (2, 6)
+    ledger.dispatch(MODEL, 3)
+    ledger.commit(claimed(ledger, ShardRef("b", 0)), receipt(0), 60)
+    jobs, lines = ledger.remaining(MODEL)
+    assert (jobs, lines) in {(1, 4), (2, 4)}
 
 
 def test_cancel_drops_what_was_not_begun_and_keeps_what_was(ledger: Ledger) -> None:
@@ -188,10 +397,10 @@ def test_cancel_drops_what_was_not_begun_and_keeps_what_was(ledger: Ledger) -> N
     ledger.release(begun, counts=False)
     assert ledger.cancel("j") is JobState.FINALIZING
     assert ledger.dispatch(MODEL, 4) == []
-    assert ledger.renew(running, 60) is Lease.CALLED_OFF
-    assert ledger.claim(refs[2], "b", 60) == Refusal("committed")
-    rest = claimed(ledger, refs[1], "b")
-    assert rest.outcome == "cancelled"
+    assert ledger.renew(running, 60) == "cancelled"
+    rest = claimed(ledger, refs[2], "b")
+    assert (rest.ref, rest.outcome) == (refs[1], "cancelled"), "what was begun is all that is left"
+    assert ledger.claim(refs[2], "c", 60) == Refusal("committed")
     assert not ledger.commit(running, receipt(0), 60)
     assert ledger.commit(rest, receipt(1), 60)
     ledger.finish("j", JobState.CANCELLED)
