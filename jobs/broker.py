@@ -13,6 +13,7 @@ from kombu.exceptions import OperationalError
 
 from jobs.errors import LedgerError
 from jobs.records import ShardRef, checked_model_name
+from jobs.redis_client import tls_options
 from jobs.settings import Settings
 
 TASK = "longhaul.shard"
@@ -26,6 +27,7 @@ def queue_name(model: str) -> str:
 
 def celery_app(settings: Settings) -> Celery:
     """The application, for publishing and for a worker; connects to nothing yet."""
+    tls = tls_options(settings)
     app = Celery("longhaul", broker=settings.redis_url.get_secret_value(), set_as_current=False)
     app.conf.update(
         # JSON only: a message is data, never code.
@@ -39,6 +41,9 @@ def celery_app(settings: Settings) -> Celery:
         task_acks_on_failure_or_timeout=True,
         worker_prefetch_multiplier=1,
         worker_cancel_long_running_tasks_on_connection_loss=False,
+        # Nobody commands a worker but signals and the ledger: one channel less for strangers.
+        worker_enable_remote_control=False,
+        broker_use_ssl=tls or None,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_connection_timeout=_CONNECT_SECONDS,

@@ -59,6 +59,10 @@ class Chat:
         bos = self.tokenizer.bos_token_id
         return [bos, *ids] if self.tokenizer.adds_bos and bos is not None and ids[:1] != [bos] else ids
 
+    def token_text(self, token_id: int) -> str:
+        """Return what one token stands for, control tokens by their names."""
+        return self.tokenizer.decode([token_id], skip_control=False)
+
     def render(self, messages: Sequence[Message]) -> str:
         """Return the prompt as text, for a person to read."""
         return self._rendered(_checked(messages))

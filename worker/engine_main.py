@@ -5,27 +5,27 @@ comes in `EngineOptions`. Run by `worker.engine_host` as `python -m worker.engin
 """
 
 import os
-import queue
 import socket
 import sys
-import threading
 import time
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from model.errors import ModelError, RankError, RequestError
 from model.request import Completion, Request
+from worker.inbox import Inbox
 from worker.protocol import (
+    PROGRESS_SECONDS,
     Abort,
     EngineOptions,
     Failed,
     Finished,
+    FromEngine,
     Generate,
+    Progress,
     Ready,
     Refused,
-    ToEngine,
-    receive_for_engine,
     send,
 )
 
@@ -41,15 +41,14 @@ def main(descriptor: int, options: EngineOptions) -> int:
     try:
         engine = _build(options)
     except ModelError as error:
-        send(connection, Failed(error.code, str(error)))
+        send(connection, [Failed(error.code, str(error))])
         return 1
-    inbox: queue.SimpleQueue[ToEngine | None] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(connection.makefile("rb"), inbox), daemon=True).start()
+    inbox = Inbox(connection)
     try:
-        send(connection, Ready(engine.max_model_len, _versions()))
+        send(connection, [Ready(engine.max_model_len, _versions())])
         _Loop(engine, connection, inbox).run()
     except RankError as error:
-        send(connection, Failed(error.code, str(error)))
+        send(connection, [Failed(error.code, str(error))])
         return 1
     except (BrokenPipeError, ConnectionResetError):
         return 0  # the worker is gone, and with it everyone who would read the answers
@@ -62,7 +61,8 @@ def _build(options: EngineOptions) -> "Engine":
     from model import Engine, EngineConfig  # noqa: PLC0415 - loads torch, so only once the process is pinned
 
     given = {name: value for name, value in msgspec.structs.asdict(options).items() if value is not None}
-    del given["cpus"]
+    for name in ("cpus", "echo_step_seconds"):
+        del given[name]
     return Engine(EngineConfig(**given))
 
 
@@ -72,24 +72,17 @@ def _versions() -> dict[str, str]:
     return {"torch": str(torch.__version__), "python": sys.version.split()[0]}
 
 
-def _read(stream: BinaryIO, inbox: "queue.SimpleQueue[ToEngine | None]") -> None:
-    while (message := receive_for_engine(stream)) is not None:
-        inbox.put(message)
-    inbox.put(None)
-
-
 class _Loop:
     """Requests in, steps, answers out; and the share of engine time that falls to each request."""
 
-    def __init__(
-        self, engine: "Engine", connection: socket.socket, inbox: "queue.SimpleQueue[ToEngine | None]"
-    ) -> None:
+    def __init__(self, engine: "Engine", connection: socket.socket, inbox: Inbox) -> None:
         self._engine = engine
         self._connection = connection
         self._inbox = inbox
         #: Engine seconds divided by the requests in it, added up; a request pays from its start to its end.
         self._clock = 0.0
         self._entered: dict[str, float] = {}
+        self._told_at = 0.0
 
     def run(self) -> None:
         while self._take_in():
@@ -97,29 +90,43 @@ class _Loop:
             completions = self._engine.step()
             ended = time.monotonic()
             self._clock += (ended - started) / max(1, len(self._entered))
-            if completions:
-                send(self._connection, *map(self._finished, completions))
+            answers: list[FromEngine] = [self._finished(completion) for completion in completions]
+            if ended - self._told_at >= PROGRESS_SECONDS:
+                self._told_at = ended
+                answers.append(self._progress())
+            if answers:
+                send(self._connection, answers)
 
     def _take_in(self) -> bool:
         """Handle every waiting message, blocking while there is nothing to generate; False at the end."""
-        while True:
-            try:
-                message = self._inbox.get(block=not self._engine.has_unfinished)
-            except queue.Empty:
+        while (messages := self._inbox.take(block=not self._engine.has_unfinished)) is not None:
+            if not messages:
                 return True
-            if message is None:
-                return False
-            if isinstance(message, Generate):
-                self._add(message)
-            else:
-                self._abort(message)
+            for message in messages:
+                if isinstance(message, Generate):
+                    self._add(message)
+                else:
+                    self._abort(message)
+        return False
+
+    def _progress(self) -> Progress:
+        stats = self._engine.stats()
+        return Progress(
+            steps=stats.steps,
+            clock=self._clock,
+            running=stats.running,
+            waiting=stats.waiting,
+            kv_blocks_used=stats.used_blocks,
+            kv_blocks_total=stats.total_blocks,
+            device_memory=None,
+        )
 
     def _add(self, message: Generate) -> None:
         request = Request(id=message.id, prompt_token_ids=message.prompt_token_ids, params=message.params)
         try:
             self._engine.add(request)
         except RequestError as error:
-            send(self._connection, Refused(message.id, error.code, str(error)))
+            send(self._connection, [Refused(message.id, error.code, str(error))])
         else:
             self._entered[message.id] = self._clock
 

@@ -5,9 +5,11 @@ Owns the way of a line between its validation and its checkpoint. Knows neither 
 
 import queue
 import time
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from types import TracebackType
+from typing import Protocol
 
 import msgspec
 import structlog
@@ -16,28 +18,32 @@ from jobs import dialogue
 from jobs.dialogue import Dialogue, Sampling
 from jobs.records import JobSpec
 from jobs.settings import Settings
-from model.chat import Chat
 from model.errors import ModelError
-from model.request import TokenLogprob
-from worker.engine_host import EngineHost
-from worker.errors import EngineDiedError, RequestRefusedError
+from model.request import SamplingParams, TokenLogprob
+from worker.engine_host import Answer, Blamed, EngineHost
+from worker.metrics import SUCCEEDED
 from worker.postprocess import answer, whole_characters
-from worker.protocol import Finished
-from worker.sampling import sampling_params
+from worker.protocol import Finished, Generate, Refused
+from worker.sampling import NO_LIMIT, sampling_params
 
 log = structlog.get_logger(__name__)
 
 #: How long to wait for an answer before the caller gets to look at its lease.
 _TICK_SECONDS = 0.25
+#: Lines that are encoded before the engine gets them.
+_AT_ONCE = 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResultLine:
-    """One finished line."""
+class Template(Protocol):
+    """Turns to tokens: a checkpoint's `model.chat.Chat`, or the echo engine's."""
 
-    number: int
-    output: bytes
-    engine_seconds: float = 0.0
+    def encode(self, messages: Sequence[Mapping[str, str]], /) -> list[int]:
+        """The prompt's ids."""
+        ...
+
+    def token_text(self, token_id: int, /) -> str:
+        """What one token stands for."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,122 +52,130 @@ class Model:
 
     name: str
     engine: EngineHost
-    chat: Chat
+    chat: Template
     max_model_len: int
     #: What the checkpoint's generation_config.json asks for.
     defaults: Sampling
     versions: dict[str, str]
+    #: See `worker.identity`.
+    hash: str
 
 
-def generate(
-    model: Model, settings: Settings, spec: JobSpec, dialogues: Iterable[Dialogue], prefix: str
-) -> Generator[list[ResultLine]]:
-    """Results as they come, at least an empty list every quarter of a second.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultLine:
+    """One finished line."""
 
-    `prefix` makes the requests' ids unique in the engine. Closing the iterator aborts what is unanswered.
-    """
-    flight = _Flight(model, settings, spec, prefix)
-    try:
-        for each in dialogues:
-            flight.submit(each)
-            if settled := flight.settled(wait=0):
-                yield settled
-        while flight.unanswered:
-            yield flight.settled(wait=_TICK_SECONDS)
-    finally:
-        flight.abort()
+    number: int
+    output: bytes
+    #: "succeeded", or the code of its error.
+    outcome: str
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    engine_seconds: float = 0.0
+    #: Engine seconds that died with engines while the line was in them.
+    lost_seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempt:
-    """A line in the engine, and how many engines have died with it inside."""
-
-    dialogue: Dialogue
-    request_id: str
-    deaths: int = 0
-
-
-class _Flight:
-    """The lines of one shard that are in the engine."""
+class Flight:
+    """The lines of one shard in the engine; leaving the context drops what is unanswered."""
 
     def __init__(self, model: Model, settings: Settings, spec: JobSpec, prefix: str) -> None:
+        """`prefix` makes the requests' ids unique in the engine."""
         self._model = model
         self._settings = settings
         self._spec = spec
         self._prefix = prefix
-        self._attempts: dict[Future[Finished], _Attempt] = {}
-        self._answered: queue.SimpleQueue[Future[Finished]] = queue.SimpleQueue()
+        self._unanswered: dict[str, Dialogue] = {}
+        self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         #: Lines that failed on their way in.
         self._failed: list[ResultLine] = []
+        #: By what lines ask for: most ask for the same.
+        self._params: dict[Sampling, SamplingParams] = {}
+
+    def __enter__(self) -> "Flight":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._model.engine.abort(tuple(self._unanswered))
 
     @property
-    def unanswered(self) -> bool:
-        """Whether anything is still to be settled."""
-        return bool(self._attempts or self._failed)
+    def spent_seconds(self) -> float:
+        """Engine seconds that the unanswered lines have cost so far."""
+        return self._model.engine.spent(tuple(self._unanswered))
 
-    def submit(self, line: Dialogue) -> None:
-        """Send a line to the engine."""
+    def results(self, dialogues: Iterable[Dialogue]) -> Iterator[list[ResultLine]]:
+        """Results as they come, at least an empty list every quarter of a second."""
+        lines = iter(dialogues)
+        while chunk := list(islice(lines, _AT_ONCE)):
+            self._send(chunk)
+            yield self._settled(wait=0)
+        while self._unanswered or self._failed:
+            yield self._settled(wait=_TICK_SECONDS)
+
+    def _send(self, lines: Sequence[Dialogue]) -> None:
+        requests = []
+        for line in lines:
+            try:
+                request = self._request(line)
+            except ModelError as error:
+                self._failed.append(self._error(line, error.code, str(error)))
+            else:
+                requests.append(request)
+                self._unanswered[request.id] = line
+        if requests:
+            self._model.engine.submit(requests, self._answers.put)
+
+    def _request(self, line: Dialogue) -> Generate:
         prepared = line.prepared(self._spec.system, self._spec.prompt_template)
-        self._send(_Attempt(prepared, f"{self._prefix}/{line.line}"))
+        turns = [{"role": turn.role, "content": turn.content} for turn in prepared.messages]
+        prompt = self._model.chat.encode(turns)
+        # A prompt that fills the context leaves no room: the engine says so in its own words.
+        room = max(1, self._model.max_model_len - len(prompt))
+        return Generate(
+            f"{self._prefix}/{line.line}", tuple(prompt), self._sampling_params(line.sampling, room)
+        )
 
-    def settled(self, wait: float) -> list[ResultLine]:
+    def _sampling_params(self, asked: Sampling, room: int) -> SamplingParams:
+        known = self._params.get(asked)
+        if known is None:
+            known = self._params[asked] = self._merged(asked, NO_LIMIT)
+        return known if known.max_tokens <= room else self._merged(asked, room)
+
+    def _merged(self, asked: Sampling, room: int) -> SamplingParams:
+        sampling = asked.over(self._spec.sampling).over(self._model.defaults)
+        return sampling_params(sampling, default_max_tokens=self._settings.max_tokens, room=room)
+
+    def _settled(self, wait: float) -> list[ResultLine]:
         """Lines that are finished, waiting up to `wait` seconds for the first of them."""
         lines, self._failed = self._failed, []
         if wait and not lines:
             try:
-                lines.extend(self._settle(self._answered.get(timeout=wait)))
+                lines.append(self._line(self._answers.get(timeout=wait)))
             except queue.Empty:
                 return []
-        while not self._answered.empty():
-            lines.extend(self._settle(self._answered.get()))
+        while not self._answers.empty():
+            lines.append(self._line(self._answers.get()))
         return lines
 
-    def abort(self) -> None:
-        """Drop what is unanswered."""
-        self._model.engine.abort(attempt.request_id for attempt in self._attempts.values())
+    def _line(self, found: Answer) -> ResultLine:
+        line = self._unanswered.pop(found.id)
+        match found.result:
+            case Finished() as finished:
+                return self._success(line, finished, found.lost_seconds)
+            case Refused() as refused:
+                return self._error(line, refused.code, refused.message, found.lost_seconds)
+            case Blamed() as blamed:
+                return self._error(line, dialogue.ENGINE_ERROR, blamed.reason, found.lost_seconds)
 
-    def _send(self, attempt: _Attempt) -> None:
-        try:
-            future = self._ask(attempt)
-        except ModelError as error:
-            self._failed.append(self._error(attempt, error.code, str(error)))
-            return
-        self._attempts[future] = attempt
-        future.add_done_callback(self._answered.put)
-
-    def _ask(self, attempt: _Attempt) -> "Future[Finished]":
-        turns = [{"role": turn.role, "content": turn.content} for turn in attempt.dialogue.messages]
-        prompt = self._model.chat.encode(turns)
-        params = sampling_params(
-            attempt.dialogue.sampling.over(self._spec.sampling).over(self._model.defaults),
-            default_max_tokens=self._settings.max_tokens,
-            # A prompt that fills the context leaves no room: the engine says so in its own words.
-            room=max(1, self._model.max_model_len - len(prompt)),
-        )
-        return self._model.engine.submit(attempt.request_id, prompt, params)
-
-    def _settle(self, future: "Future[Finished]") -> Iterator[ResultLine]:
-        """The line of an answered future; nothing where it goes to the next engine."""
-        attempt = self._attempts.pop(future)
-        error = future.exception()
-        if error is None:
-            yield self._success(attempt, future.result())
-        elif isinstance(error, RequestRefusedError):
-            yield self._error(attempt, error.code, str(error))
-        elif isinstance(error, EngineDiedError) and attempt.deaths + 1 < self._settings.max_attempts:
-            self._send(_Attempt(attempt.dialogue, attempt.request_id, attempt.deaths + 1))
-        elif isinstance(error, EngineDiedError):
-            reason = f"{error}, as did {attempt.deaths} engines before it"
-            yield self._error(attempt, dialogue.ENGINE_ERROR, reason)
-        else:
-            raise error
-
-    def _success(self, attempt: _Attempt, finished: Finished) -> ResultLine:
+    def _success(self, line: Dialogue, finished: Finished, lost_seconds: float) -> ResultLine:
         raw = whole_characters(finished.text) if finished.finish_reason == "length" else finished.text
         text = answer(raw, self._settings.end_markers, trim=self._settings.trim)
         output = dialogue.success_line(
             self._spec.id,
-            attempt.dialogue,
+            line,
             model=self._model.name,
             text=text,
             finish_reason=finished.finish_reason,
@@ -171,14 +185,26 @@ class _Flight:
             created=int(time.time()),
             logprobs=_logprobs(finished.logprobs, self._model.chat),
         )
-        return ResultLine(number=attempt.dialogue.line, output=output, engine_seconds=finished.engine_seconds)
+        if self._settings.log_text:
+            log.info("line answered", line=line.line, text=text)
+        return ResultLine(
+            number=line.line,
+            output=output,
+            outcome=SUCCEEDED,
+            prompt_tokens=finished.prompt_tokens,
+            cached_tokens=finished.cached_tokens,
+            completion_tokens=finished.completion_tokens,
+            engine_seconds=finished.engine_seconds,
+            lost_seconds=lost_seconds,
+        )
 
-    def _error(self, attempt: _Attempt, code: str, message: str) -> ResultLine:
-        line = attempt.dialogue
+    def _error(self, line: Dialogue, code: str, message: str, lost_seconds: float = 0.0) -> ResultLine:
         log.warning("line failed", line=line.line, code=code, reason=message)
         return ResultLine(
             number=line.line,
             output=dialogue.error_line(self._spec.id, line.line, line.custom_id, code, message),
+            outcome=code,
+            lost_seconds=lost_seconds,
         )
 
 
@@ -192,13 +218,15 @@ class _TokenLogprob(_TopLogprob):
     top_logprobs: list[_TopLogprob]
 
 
-def _logprobs(records: tuple[TokenLogprob, ...] | None, chat: Chat) -> dict[str, list[_TokenLogprob]] | None:
+def _logprobs(
+    records: tuple[TokenLogprob, ...] | None, chat: Template
+) -> dict[str, list[_TokenLogprob]] | None:
     """OpenAI's form: https://platform.openai.com/docs/api-reference/chat/object, `choices.logprobs`."""
     if records is None:
         return None
 
     def named(token_id: int, logprob: float) -> tuple[str, float, list[int]]:
-        token = chat.tokenizer.decode([token_id], skip_control=False)
+        token = chat.token_text(token_id)
         return token, logprob, list(token.encode())
 
     return {

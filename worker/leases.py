@@ -9,22 +9,33 @@ from dataclasses import dataclass, field
 import structlog
 
 from jobs.errors import LedgerError
-from jobs.ledger import Claim, Lease, Ledger
+from jobs.ledger import Claim, Ledger
 
 log = structlog.get_logger(__name__)
 
+#: A cancelled job's lines stop within so many seconds and a step.
+_NOTICE_SECONDS = 1.0
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+@dataclass(slots=True, eq=False)
 class HeldLease:
-    """A claim as it stands: the flags are set by the renewing thread."""
+    """A claim as it stands: `lost` and `outcome` are set by the renewing thread."""
 
     claim: Claim
     lost: threading.Event = field(default_factory=threading.Event)
-    called_off: threading.Event = field(default_factory=threading.Event)
+    #: Empty while the job is wanted, else the state it is to end in.
+    outcome: str = ""
+    #: Device time of lines that are not checkpointed yet, set by whoever generates them.
+    unkept_seconds: float = 0.0
+
+    @property
+    def called_off(self) -> bool:
+        """Whether nothing more is to be generated."""
+        return bool(self.outcome)
 
 
 class LeaseKeeper:
-    """Renews every held lease four times in its length."""
+    """Renews every held lease each second, or four times in its length."""
 
     def __init__(self, ledger: Ledger, lease_seconds: float) -> None:
         self._ledger = ledger
@@ -43,11 +54,14 @@ class LeaseKeeper:
         self._ended.set()
         self._thread.join()
 
+    @property
+    def held(self) -> int:
+        """Shards in hand."""
+        return len(self._held)
+
     def hold(self, claim: Claim) -> HeldLease:
         """Renew from now on."""
-        lease = HeldLease(claim)
-        if claim.outcome:
-            lease.called_off.set()
+        lease = HeldLease(claim, outcome=claim.outcome)
         with self._lock:
             self._held.add(lease)
         return lease
@@ -58,7 +72,7 @@ class LeaseKeeper:
             self._held.discard(lease)
 
     def _run(self) -> None:
-        while not self._ended.wait(self._seconds / 4):
+        while not self._ended.wait(min(_NOTICE_SECONDS, self._seconds / 4)):
             with self._lock:
                 held = tuple(self._held)
             for lease in held:
@@ -69,10 +83,10 @@ class LeaseKeeper:
                     break  # the others would fail alike; the next round is soon
 
     def _renew(self, lease: HeldLease) -> None:
-        found = self._ledger.renew(lease.claim, self._seconds)
-        if found is Lease.LOST:
+        outcome = self._ledger.renew(lease.claim, self._seconds, lease.unkept_seconds)
+        if outcome is None:
             log.warning("lease lost", job=lease.claim.ref.job, shard=lease.claim.ref.shard)
             lease.lost.set()
             self.give_up(lease)
-        elif found is Lease.CALLED_OFF:
-            lease.called_off.set()
+        else:
+            lease.outcome = outcome

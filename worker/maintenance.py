@@ -6,6 +6,7 @@ it; a lost hint or an expired lease costs at most one round.
 
 import threading
 import time
+from collections.abc import Callable
 from itertools import groupby
 from operator import itemgetter
 
@@ -16,17 +17,24 @@ from jobs.broker import publish
 from jobs.errors import LedgerError, StoreError
 from jobs.ledger import WorkerInfo
 from worker.manifest import FINALIZE_SECONDS, finalize
-from worker.shard import Station
+from worker.pulse import Pulse
+from worker.station import Station
 
 log = structlog.get_logger(__name__)
+
+#: A consumer that stood still for so long, while Redis answers, does not move again by itself.
+_STUCK_SECONDS = 120.0
 
 
 class Maintenance:
     """The worker's maintenance thread."""
 
-    def __init__(self, station: Station, app: Celery) -> None:
+    def __init__(self, station: Station, app: Celery, pulse: Pulse, stuck: Callable[[], None]) -> None:
+        """`stuck` is called when the consumer stands still and the process has to be replaced."""
         self._station = station
         self._app = app
+        self._pulse = pulse
+        self._stuck = stuck
         self._started_at = time.time()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="maintenance", daemon=True)
@@ -54,23 +62,31 @@ class Maintenance:
                 self._reconcile()
                 self._finalize()
                 self._station.dispatch()
+                self._survey()
             except (LedgerError, StoreError) as error:
                 log.warning("maintenance waits", reason=str(error))
                 # Redis may have been away for longer than a lease: let the living renew theirs first.
                 pause = max(pause, settings.lease_seconds / 2)
 
     def _announce(self) -> None:
+        """A heartbeat is as old as the last move of the consumer, or of the engine where it has work."""
+        station = self._station
+        now = station.ledger.now()
+        if self._pulse.age > _STUCK_SECONDS and not station.hand_back.is_set():
+            log.error("consumer stands still: the process is replaced", seconds=round(self._pulse.age))
+            self._stuck()
         info = WorkerInfo(
-            name=self._station.worker,
-            model=self._station.model.name,
-            group=str(self._station.group),
+            name=station.worker,
+            model=station.model.name,
+            group=str(station.group),
             started_at=self._started_at,
-            seen_at=time.time(),
+            seen_at=now - max(self._pulse.age, station.model.engine.idle_seconds),
         )
-        self._station.ledger.announce(info)
+        station.ledger.announce(info)
 
     def _reconcile(self) -> None:
-        lost = self._station.ledger.reconcile(2 * self._station.settings.reconcile_seconds)
+        seconds = self._station.settings.reconcile_seconds
+        lost = self._station.ledger.reconcile(2 * seconds, turn_seconds=seconds / 2)
         for model, hints in groupby(sorted(lost), key=itemgetter(0)):
             refs = [ref for _, ref in hints]
             log.info("hints published again", model=model, shards=len(refs))
@@ -81,8 +97,12 @@ class Maintenance:
         for job_id in station.ledger.take_finalizing(FINALIZE_SECONDS):
             try:
                 finalize(station.store, station.ledger, job_id, station.model.versions)
-            except (
-                StoreError
-            ) as error:  # its lease runs out and it is tried again; the other jobs need not wait
+            except StoreError as error:
+                # Its lease runs out and it is tried again; the other jobs need not wait.
                 log.warning("job not finalized", job=job_id, reason=str(error))
                 station.ledger.note(job_id, str(error))
+
+    def _survey(self) -> None:
+        model = self._station.model.name
+        jobs, lines = self._station.ledger.remaining(model)
+        self._station.metrics.backlog(model, jobs=jobs, lines=lines)

@@ -19,8 +19,8 @@ from worker import part
 
 log = structlog.get_logger(__name__)
 
-#: How long one worker may take over a manifest before another tries.
-FINALIZE_SECONDS = 300.0
+#: How long a worker that writes a manifest may be silent before another tries.
+FINALIZE_SECONDS = 30.0
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,8 +33,11 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     not_run: int
     prompt_tokens: int
     completion_tokens: int
+    #: Engine time that the lines took, times the devices of the groups.
     device_seconds: float
     device_seconds_per_1000_lines: float
+    #: The same for work that was lost with engines and workers that died, as far as it is known.
+    wasted_device_seconds: float
 
 
 def finalize(store: Store, ledger: Ledger, job_id: str, versions: dict[str, str]) -> JobState:
@@ -44,9 +47,10 @@ def finalize(store: Store, ledger: Ledger, job_id: str, versions: dict[str, str]
         return status.state
     keys = JobKeys(job_id)
     with store.writer(keys.manifest) as sink:
-        totals = _write_parts(sink, status.spec, _receipts(store, keys, status.spec))
+        receipts = _kept_alive(ledger, job_id, _receipts(store, keys, status.spec))
+        totals, hashes = _write_parts(sink, status.spec, receipts)
         state = _final_state(status, totals)
-        _write_rest(sink, status, state, totals, versions)
+        _write_rest(sink, status, state, totals, {"hashes": sorted(hashes)}, versions)
     if state is JobState.COMPLETED:
         store.put(keys.success, b"")
     ledger.finish(job_id, state)
@@ -64,13 +68,24 @@ def _receipts(store: Store, keys: JobKeys, spec: JobSpec) -> Iterator[Receipt]:
                 data = store.get(keys.part(shard))
             except MissingObjectError:
                 continue
-            yield part.receipt(shard, data, device_seconds=0, worker=None, epoch=0)
+            yield part.receipt(shard, data, epoch=0)
 
 
-def _write_parts(sink: Sink, spec: JobSpec, receipts: Iterator[Receipt]) -> Totals:
-    """Stream the list of parts, so that a manifest of very many needs no memory; their sums."""
+def _kept_alive(ledger: Ledger, job_id: str, receipts: Iterator[Receipt]) -> Iterator[Receipt]:
+    """The same, with a word to the ledger now and then: a job may have a hundred thousand parts."""
+    told = time.monotonic()
+    for receipt in receipts:
+        if time.monotonic() - told > FINALIZE_SECONDS / 4:
+            told = time.monotonic()
+            ledger.keep_finalizing(job_id, FINALIZE_SECONDS)
+        yield receipt
+
+
+def _write_parts(sink: Sink, spec: JobSpec, receipts: Iterator[Receipt]) -> tuple[Totals, set[str]]:
+    """Stream the list of parts, so that a manifest of very many needs no memory; their sums and models."""
     succeeded = failed = prompt_tokens = completion_tokens = 0
-    device_seconds = 0.0
+    device_seconds = wasted_device_seconds = 0.0
+    hashes: set[str] = set()
     sink.write(b'{"parts":[')
     for place, receipt in enumerate(receipts):
         sink.write((b",\n" if place else b"\n") + msgspec.json.encode(receipt))
@@ -79,9 +94,12 @@ def _write_parts(sink: Sink, spec: JobSpec, receipts: Iterator[Receipt]) -> Tota
         prompt_tokens += receipt.prompt_tokens
         completion_tokens += receipt.completion_tokens
         device_seconds += receipt.device_seconds
+        wasted_device_seconds += receipt.wasted_device_seconds
+        if receipt.model_hash is not None:
+            hashes.add(receipt.model_hash)
     sink.write(b"\n],\n")
     done = succeeded + failed
-    return Totals(
+    totals = Totals(
         lines=spec.lines,
         succeeded=succeeded,
         failed=failed,
@@ -90,16 +108,24 @@ def _write_parts(sink: Sink, spec: JobSpec, receipts: Iterator[Receipt]) -> Tota
         completion_tokens=completion_tokens,
         device_seconds=round(device_seconds, 3),
         device_seconds_per_1000_lines=round(1000 * device_seconds / done, 3) if done else 0.0,
+        wasted_device_seconds=round(wasted_device_seconds, 3),
     )
+    return totals, hashes
 
 
 def _write_rest(
-    sink: Sink, status: JobStatus, state: JobState, totals: Totals, versions: dict[str, str]
+    sink: Sink,
+    status: JobStatus,
+    state: JobState,
+    totals: Totals,
+    model: dict[str, list[str]],
+    versions: dict[str, str],
 ) -> None:
     rest = {
         "job": status.spec,
         "state": state.value,
         "totals": totals,
+        "model": {"name": status.spec.model, **model},
         "started_at": status.started_at,
         "finished_at": time.time(),
         "versions": {"longhaul": version("longhaul"), **versions},

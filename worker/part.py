@@ -16,8 +16,18 @@ def compose(shard: Shard, lines: Mapping[int, bytes]) -> bytes:
     return b"".join(lines[number] + b"\n" for number in numbers)
 
 
-def receipt(number: int, data: bytes, *, device_seconds: float, worker: str | None, epoch: int) -> Receipt:
-    """What the part of shard `number` holds, counted from its bytes."""
+def receipt(
+    number: int,
+    data: bytes,
+    *,
+    epoch: int,
+    device_seconds: float = 0.0,
+    wasted_device_seconds: float = 0.0,
+    worker: str | None = None,
+    group: str | None = None,
+    model_hash: str | None = None,
+) -> Receipt:
+    """What the part of shard `number` holds, counted from its bytes; what it cost, and who made it, as told."""
     outcomes = [dialogue.outcome(line) for line in data.splitlines()]
     succeeded = sum(outcome.succeeded for outcome in outcomes)
     return Receipt(
@@ -29,7 +39,10 @@ def receipt(number: int, data: bytes, *, device_seconds: float, worker: str | No
         bytes=len(data),
         prompt_tokens=sum(outcome.prompt_tokens for outcome in outcomes),
         completion_tokens=sum(outcome.completion_tokens for outcome in outcomes),
-        device_seconds=device_seconds,
+        device_seconds=round(device_seconds, 6),
+        wasted_device_seconds=round(wasted_device_seconds, 6),
         worker=worker,
+        group=group,
+        model_hash=model_hash,
         epoch=epoch,
     )

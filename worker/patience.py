@@ -11,6 +11,7 @@ import structlog
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 from jobs.errors import LedgerError, MissingObjectError, StoreError
+from worker.metrics import Metrics
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -22,6 +23,7 @@ def patiently(
     action: Callable[[], T],
     *,
     check: Callable[[], None],
+    metrics: Metrics,
     report: Callable[[str], None] | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> T:
@@ -33,6 +35,7 @@ def patiently(
     def before_sleep(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         log.warning("waiting for a service", reason=str(error), tries=state.attempt_number)
+        metrics.service_retried("store" if isinstance(error, StoreError) else "ledger")
         check()
         if report is not None and isinstance(error, StoreError):
             report(str(error))

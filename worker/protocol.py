@@ -1,10 +1,12 @@
 """What passes between a worker and its engine process: MessagePack frames over a socket pair.
 
-Owns the messages and their framing. Holds no text of prompts, only token ids, and never unpickles anything.
+A frame is a list of messages, so that a thousand short answers do not cost a thousand system calls. Owns the
+messages and their framing. Holds no text of prompts, only token ids, and never unpickles anything.
 """
 
 import socket
 import struct
+from collections.abc import Sequence
 from typing import BinaryIO
 
 import msgspec
@@ -12,6 +14,8 @@ import msgspec
 from model.request import SamplingParams, TokenLogprob
 
 _LENGTH = struct.Struct("<I")
+#: How often an engine that steps says so.
+PROGRESS_SECONDS = 0.25
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +37,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     num_threads: int | None
     #: CPUs that the process and its ranks are bound to, where the group is one of CPUs.
     cpus: tuple[int, ...]
+    #: Of an echo engine: what a step takes.
+    echo_step_seconds: float = 0.0
 
 
 class Generate(msgspec.Struct, frozen=True, tag=True):
@@ -86,31 +92,42 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
     engine_seconds: float
 
 
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """Engine → worker, now and then while it steps: a sign of life, and what it is doing."""
+
+    steps: int
+    #: Engine seconds divided by the requests in it, added up: what a request pays from its start to its end.
+    clock: float
+    running: int
+    waiting: int
+    kv_blocks_used: int
+    kv_blocks_total: int
+    #: Bytes in use on the device; None where that is not known.
+    device_memory: int | None
+
+
 ToEngine = Generate | Abort
-FromEngine = Ready | Failed | Refused | Finished
+FromEngine = Ready | Failed | Refused | Finished | Progress
 
 _encoder = msgspec.msgpack.Encoder()
-_to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
-_from_engine: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+_to_engine: msgspec.msgpack.Decoder[list[ToEngine]] = msgspec.msgpack.Decoder(list[ToEngine])
+_from_engine: msgspec.msgpack.Decoder[list[FromEngine]] = msgspec.msgpack.Decoder(list[FromEngine])
 
 
-def send(connection: socket.socket, *messages: ToEngine | FromEngine) -> None:
-    """Send messages as one write; `OSError` if the other side is gone."""
-    frames = bytearray()
-    for message in messages:
-        body = _encoder.encode(message)
-        frames += _LENGTH.pack(len(body)) + body
-    connection.sendall(frames)
+def send(connection: socket.socket, messages: Sequence[ToEngine | FromEngine]) -> None:
+    """Send messages as one frame; `OSError` if the other side is gone."""
+    body = _encoder.encode(messages)
+    connection.sendall(_LENGTH.pack(len(body)) + body)
 
 
-def receive_for_engine(stream: BinaryIO) -> ToEngine | None:
-    """The next message to the engine; None when the worker is gone."""
+def receive_for_engine(stream: BinaryIO) -> list[ToEngine] | None:
+    """The next messages to the engine; None when the worker is gone."""
     body = _frame(stream)
     return None if body is None else _to_engine.decode(body)
 
 
-def receive_from_engine(stream: BinaryIO) -> FromEngine | None:
-    """The next message from the engine; None when it is gone."""
+def receive_from_engine(stream: BinaryIO) -> list[FromEngine] | None:
+    """The next messages from the engine; None when it is gone."""
     body = _frame(stream)
     return None if body is None else _from_engine.decode(body)
 

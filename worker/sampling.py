@@ -12,7 +12,7 @@ from model.config import read_json
 from model.errors import CheckpointError, InvalidParams
 from model.request import SamplingParams
 
-_NO_LIMIT = 2**31 - 1
+NO_LIMIT = 2**31 - 1
 
 
 def model_sampling(checkpoint: Path) -> Sampling:
@@ -31,7 +31,7 @@ def model_sampling(checkpoint: Path) -> Sampling:
         **(_drawn(config) if config.get("do_sample") else {"temperature": 0.0}),
     )
     try:
-        _params(sampling, default_max_tokens=_NO_LIMIT)
+        _params(sampling, default_max_tokens=NO_LIMIT)
     except InvalidParams as error:
         raise CheckpointError(f"{path}: {error}; correct the file") from error
     return sampling
