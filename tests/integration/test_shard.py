@@ -1,7 +1,7 @@
 """The commit protocol step by step: a station in this process, with a real ledger, store and tiny engine."""
 
 import json
-import threading
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from jobs.dialogue import Sampling
+from jobs import dialogue
+from jobs.dialogue import Dialogue, Sampling
 from jobs.ledger import Claim, Ledger
-from jobs.records import JobKeys, JobState, Receipt, ShardRef
+from jobs.records import JobKeys, JobSpec, JobState, Receipt, ShardRef
 from jobs.storage import Store
 from model.chat import Chat
 from producer.client import Client
@@ -20,22 +21,25 @@ from tests.fleet import Place
 from tests.services import Valkey
 from tests.tiny_checkpoint import make_tiny_checkpoint
 from worker.engine_host import EngineHost
-from worker.generation import Model
+from worker.generation import Flight, Model
 from worker.groups import parse_groups
 from worker.leases import LeaseKeeper
 from worker.manifest import finalize
+from worker.metrics import Metrics
 from worker.sampling import model_sampling
-from worker.shard import Station, work
+from worker.shard import work
+from worker.station import Station
 
 LINES = 4
 (GROUP,) = parse_groups("cpu:0")
+METRICS = Metrics(model="tiny", group=str(GROUP))
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
     path = make_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "model")
     place = Place.at(path, redis="redis://127.0.0.1:1", store="file://unused", model=path)
-    engine = EngineHost.open(GROUP, path, place.settings)
+    engine = EngineHost.open(GROUP, path, place.settings, METRICS)
     ready = engine.start()
     yield Model(
         name="tiny",
@@ -44,6 +48,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
         max_model_len=ready.max_model_len,
         defaults=model_sampling(path),
         versions=ready.versions,
+        hash="sha256:tiny",
     )
     engine.close()
 
@@ -74,8 +79,8 @@ def station(place: Place, model: Model) -> Iterator[Station]:
         ledger=ledger,
         leases=leases,
         model=model,
+        metrics=METRICS,
         dispatch=lambda: None,
-        hand_back=threading.Event(),
     )
     leases.close()
     ledger.close()
@@ -105,8 +110,8 @@ def receipt_of(store: Store, ref: ShardRef) -> Receipt:
     return msgspec.json.decode(store.get(JobKeys(ref.job).receipt(ref.shard)), type=Receipt)
 
 
-def take(station: Station, ref: ShardRef, seconds: float) -> Claim:
-    claim = station.ledger.claim(ref, "another", seconds)
+def take(station: Station, ref: ShardRef, seconds: float, owner: str = "another") -> Claim:
+    claim = station.ledger.claim(ref, owner, seconds)
     assert isinstance(claim, Claim)
     return claim
 
@@ -224,12 +229,108 @@ def test_who_lost_the_lease_writes_nothing(
     assert station.ledger.checkpoints(ref) == {}
 
 
-def test_a_shard_that_fails_again_and_again_ends_in_errors(station: Station, ref: ShardRef) -> None:
-    for _ in range(station.settings.max_attempts):
-        station.ledger.release(take(station, ref, seconds=60), counts=True)
+def test_a_line_that_kills_its_worker_is_found_and_the_others_are_answered(
+    station: Station, ref: ShardRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker dies whenever the engine is to have line 4: what it noted leads its followers to that line."""
+    send = Flight._send
+
+    def deadly(flight: Flight, lines: list[Dialogue]) -> None:
+        if any(line.line == 4 for line in lines):
+            raise Death
+        send(flight, lines)
+
+    monkeypatch.setattr(Flight, "_send", deadly)
+    deaths = 0
+    while station.ledger.status(ref.job).state is not JobState.COMPLETED:
+        assert deaths < 12
+        try:
+            work(station, ref)
+        except Death:
+            deaths += 1
+    codes = [line["error"] and line["error"]["code"] for line in part_of(station.store, ref)]  # type: ignore[index]
+    assert codes == [None, None, "invalid_json", "engine_error"]
+    assert deaths >= station.settings.max_attempts + 1
+
+
+def test_a_shard_that_died_of_its_worker_alone_is_answered_whole(station: Station, ref: ShardRef) -> None:
+    for number in range(station.settings.max_attempts + 3):
+        take(station, ref, seconds=0, owner=f"dead-{number}")
     work(station, ref)
-    codes = [line["error"]["code"] for line in part_of(station.store, ref)]  # type: ignore[index]
-    assert codes == ["engine_error", "engine_error", "invalid_json", "engine_error"]
+    assert [bool(line["error"]) for line in part_of(station.store, ref)] == [False, False, True, False]
+
+
+def test_a_line_under_suspicion_gets_a_second_chance(station: Station, ref: ShardRef) -> None:
+    """Its worker died while it was alone: that may have been chance."""
+    dead = take(station, ref, seconds=0)
+    station.ledger.suspect(dead, "4-4")
+    work(station, ref)
+    assert [bool(line["error"]) for line in part_of(station.store, ref)] == [False, False, True, False]
+
+
+def test_lines_of_an_earlier_job_are_taken_over_where_the_weights_are_the_same(
+    station: Station, place: Place, ref: ShardRef
+) -> None:
+    work(station, ref)
+    again = replace_spec(station, place, reuse_of=ref.job)
+    asked = station.model.engine.requests
+    work(station, again)
+    assert station.model.engine.requests == asked
+    first, second = part_of(station.store, ref), part_of(station.store, again)
+    for number, (old, new) in enumerate(zip(first, second, strict=True), start=1):
+        assert new["id"] == f"{again.job}-{number}"
+        assert (new["error"] is None) == (old["error"] is None)
+    text = [line["response"]["body"]["choices"] for line in (first[0], second[0])]  # type: ignore[index]
+    assert text[0] == text[1]
+    other = replace(station, model=replace(station.model, hash="sha256:another"))
+    work(other, replace_spec(station, place, reuse_of=ref.job))
+    assert station.model.engine.requests == asked + 3
+
+
+def test_the_receipt_says_who_made_the_part_and_what_was_lost(station: Station, ref: ShardRef) -> None:
+    dead = take(station, ref, seconds=0)
+    station.ledger.renew(dead, 0, unkept_seconds=1.25)
+    work(station, ref)
+    receipt = receipt_of(station.store, ref)
+    assert (receipt.group, receipt.model_hash) == ("cpu:0", "sha256:tiny")
+    assert receipt.wasted_device_seconds == 1.25
+    manifest = json.loads(station.store.get(JobKeys(ref.job).manifest))
+    assert manifest["totals"]["wasted_device_seconds"] == 1.25
+    assert manifest["model"] == {"name": "tiny", "hashes": ["sha256:tiny"]}
+
+
+def test_a_job_past_its_deadline_keeps_what_is_finished(
+    station: Station, place: Place, ref: ShardRef
+) -> None:
+    station.ledger.cancel(ref.job)
+    late = replace_spec(station, place, deadline=station.ledger.now() - 1)
+    begun = take(station, late, seconds=0)
+    kept = dialogue.error_line(late.job, 1, None, "engine_error", "kept")
+    station.ledger.checkpoint(begun, {1: kept})
+    station.ledger.reconcile(0)
+    work(station, late)
+    codes = [line["error"]["code"] for line in part_of(station.store, late)]  # type: ignore[index]
+    assert codes == ["engine_error", "deadline_exceeded", "invalid_json", "deadline_exceeded"]
+    assert station.ledger.status(late.job).state is JobState.EXPIRED
+
+
+class Death(BaseException):
+    """What ends a process without a word, as far as one can without ending it."""
+
+
+def replace_spec(station: Station, place: Place, **changes: object) -> ShardRef:
+    """Another job of the same input, with these fields; its one shard is due."""
+    with place.client() as client:
+        old = submitted(client, place.folder / "input.jsonl")
+    spec = msgspec.json.decode(station.store.get(JobKeys(old).spec), type=JobSpec)
+    new = msgspec.structs.replace(spec, id=f"{old}-changed", **changes)
+    station.ledger.cancel(old)
+    root = Path(station.store.url.removeprefix("file://")) / "jobs"
+    shutil.copytree(root / old, root / new.id)
+    station.store.put(JobKeys(new.id).spec, msgspec.json.encode(new))
+    station.ledger.register(new)
+    station.ledger.dispatch("tiny", 16)
+    return ShardRef(new.id, 0)
 
 
 def test_a_job_whose_input_is_gone_fails_and_says_why(station: Station, ref: ShardRef) -> None:

@@ -24,8 +24,9 @@ def test_messages_arrive_as_they_were_sent() -> None:
             seed=4,
         )
         asked = Generate("a", (1, 2), params)
-        send(ours, asked, asked)
-        assert [receive_for_engine(stream), receive_for_engine(stream)] == [asked, asked]
+        send(ours, [asked, asked])
+        send(ours, [asked])
+        assert [receive_for_engine(stream), receive_for_engine(stream)] == [[asked, asked], [asked]]
         ours.shutdown(socket.SHUT_WR)
         assert receive_for_engine(stream) is None
 
@@ -36,9 +37,8 @@ def test_an_answer_keeps_its_logprobs() -> None:
     refusal = Refused("b", "invalid_request", "no")
     answer = Finished("a", "é", "stop", 1, 0, 2, (record,), 0.5)
     with ours, theirs, ours.makefile("rb") as stream:
-        send(theirs, answer, refusal)
-        assert receive_from_engine(stream) == answer
-        assert receive_from_engine(stream) == refusal
+        send(theirs, [answer, refusal])
+        assert receive_from_engine(stream) == [answer, refusal]
 
 
 def test_a_frame_cut_short_is_an_end() -> None:
@@ -47,6 +47,6 @@ def test_a_frame_cut_short_is_an_end() -> None:
 
 
 def test_what_is_no_message_is_refused() -> None:
-    body = msgspec.msgpack.encode({"type": "Nonsense"})
+    body = msgspec.msgpack.encode([{"type": "Nonsense"}])
     with pytest.raises(msgspec.ValidationError):
         receive_for_engine(io.BytesIO(len(body).to_bytes(4, "little") + body))
