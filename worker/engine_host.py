@@ -35,8 +35,8 @@ from worker.trials import Trials
 
 log = structlog.get_logger(__name__)
 
-#: Pauses before an engine is started again, by the deaths since one last answered anything.
-_RESTART_SECONDS = (0.0, 0.5, 2.0, 10.0, 30.0)
+#: Pauses before an engine is started again, by how often in a row none came to answer anything.
+_RESTART_SECONDS = (0.0, 1.0, 3.0, 10.0)
 #: Starts in a row that may fail, once one has succeeded, before the worker gives up on its devices.
 _FAILED_STARTS = 3
 #: Deaths of engines in which nothing but a probe was running, before the same.
@@ -105,7 +105,7 @@ class EngineHost:
         self._clock = 0.0
         #: Of the last start, step or answer, by the monotonic clock.
         self._moved_at = time.monotonic()
-        self._starts = self._requests = self._deaths = self._failed_starts = self._failed_probes = 0
+        self._starts = self._requests = self._failed_starts = self._failed_probes = 0
         self._threads = [
             threading.Thread(target=target, name=name, daemon=True)
             for name, target in (("engine-watcher", self._watch), ("engine-watchdog", self._guard))
@@ -265,7 +265,8 @@ class EngineHost:
             self._bury(process, f"failed: {failure.message}" if failure else end, failure)
             if self.hopeless.is_set():
                 return
-            self._ended.wait(_RESTART_SECONDS[min(self._deaths - 1, len(_RESTART_SECONDS) - 1)])
+            failures = self._failed_starts + self._failed_probes
+            self._ended.wait(_RESTART_SECONDS[min(failures, len(_RESTART_SECONDS) - 1)])
 
     def _spawn(self) -> EngineProcess:
         process = EngineProcess(self._options, self._environment)
@@ -303,7 +304,7 @@ class EngineHost:
             sink(answer)
 
     def _answered(self, request_id: str) -> _Pending | None:
-        self._proven, self._deaths = True, 0
+        self._proven = True
         if request_id == _PROBE:
             self._probing, self._failed_probes = False, 0
             return None
@@ -323,7 +324,6 @@ class EngineHost:
         blamed: tuple[Sink, Answer] | None = None
         with self._changed:
             had = [each for each in self._pending.values() if each.sent_at is not None]
-            self._deaths += 1
             if self._ready is None:
                 self._start_failed(failure or Failed("engine_start", f"the engine {end} before it was ready"))
             log.error("engine lost", reason=end, in_flight=len(had))

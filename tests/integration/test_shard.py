@@ -216,7 +216,7 @@ def test_who_lost_the_lease_writes_nothing(
     checkpoints = Ledger.checkpoints
 
     def slow(ledger: Ledger, of: ShardRef) -> dict[int, bytes]:
-        ledger._redis.zrem("longhaul:leases", str(of))  # what the reconciler does once the time is up
+        ledger._redis.zadd("longhaul:leases", {str(of): 0})  # its time is up
         taken.append(take(station, ref, seconds=60))
         return checkpoints(ledger, of)
 
