@@ -15,8 +15,8 @@ from jobs.errors import LedgerError
 from jobs.records import ShardRef, checked_model_name
 from jobs.redis_client import tls_options
 from jobs.settings import Settings
+from jobs.transport import TASK, Transport
 
-TASK = "longhaul.shard"
 _CONNECT_SECONDS = 3
 
 
@@ -30,6 +30,7 @@ def celery_app(settings: Settings) -> Celery:
     tls = tls_options(settings)
     app = Celery("longhaul", broker=settings.redis_url.get_secret_value(), set_as_current=False)
     app.conf.update(
+        broker_transport=Transport,
         # JSON only: a message is data, never code.
         task_serializer="json",
         accept_content=["json"],

@@ -42,6 +42,12 @@ class UnknownJobError(JobsError):
     code = "unknown_job"
 
 
+class HintError(JobsError):
+    """A message of the queue names no shard."""
+
+    code = "invalid_hint"
+
+
 class LeaseLostError(JobsError):
     """A write came with an epoch that is no longer the shard's: another worker owns it, or nobody does."""
 

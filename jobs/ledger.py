@@ -269,7 +269,7 @@ class Ledger:
     # Putting right what died
 
     def reconcile(self, patience_seconds: float, turn_seconds: float = 0.0) -> list[tuple[str, ShardRef]]:
-        """Expired leases become due, jobs past their deadline end; the hints to publish again and their models.
+        """Expired leases become due, jobs past their deadline end; the hints to publish again, with models.
 
         In each turn of so many seconds one caller does it, and the others get nothing.
         """

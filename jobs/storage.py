@@ -123,6 +123,12 @@ class Store:
             for page in obstore.list(self._backend, prefix=prefix):
                 yield from (str(entry["path"]) for entry in page)
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        """The names directly under a prefix that have something below them."""
+        with self._translated(prefix):
+            found = obstore.list_with_delimiter(self._backend, prefix=prefix)
+        yield from (str(each).rstrip("/").rpartition("/")[2] for each in found["common_prefixes"])
+
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; those that do not exist are no error."""
         for key in keys:

@@ -19,21 +19,13 @@ class EngineStartError(WorkerError):
     code = "engine_start"
 
 
-class EngineDiedError(WorkerError):
-    """The engine's process ended with requests unanswered; it is started again."""
-
-    code = "engine_died"
-
-
-class RequestRefusedError(WorkerError):
-    """The engine refused one request; the others go on."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 class HandedBackError(WorkerError):
     """The worker is draining: the shard goes back to the ledger with what is checkpointed."""
 
     code = "handed_back"
+
+
+class MetricsPortError(WorkerError):
+    """The metrics can not be served where the settings say."""
+
+    code = "metrics_port"

@@ -11,7 +11,7 @@ from importlib.metadata import version
 import msgspec
 import structlog
 
-from jobs.errors import MissingObjectError
+from jobs.errors import MissingObjectError, StoreError
 from jobs.ledger import Ledger
 from jobs.records import JobKeys, JobSpec, JobState, JobStatus, Receipt
 from jobs.storage import Sink, Store
@@ -19,6 +19,9 @@ from worker import part
 
 log = structlog.get_logger(__name__)
 
+#: Ends the list of parts: what follows is small, whatever the job.
+_AFTER_PARTS = b"\n],\n"
+_TAIL_BYTES = 256 * 1024
 #: How long a worker that writes a manifest may be silent before another tries.
 FINALIZE_SECONDS = 30.0
 
@@ -40,7 +43,14 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     wasted_device_seconds: float
 
 
-def finalize(store: Store, ledger: Ledger, job_id: str, versions: dict[str, str]) -> JobState:
+class _Ending(msgspec.Struct, frozen=True):
+    """Of what follows the list of parts, as much as tells how the job ended."""
+
+    state: str
+    finished_at: float
+
+
+def finalize(store: Store, ledger: Ledger, job_id: str, engine_versions: dict[str, str]) -> JobState:
     """Write the manifest of a job whose shards are all done, and give it its final state."""
     status = ledger.status(job_id)
     if status.state is not JobState.FINALIZING:
@@ -50,7 +60,9 @@ def finalize(store: Store, ledger: Ledger, job_id: str, versions: dict[str, str]
         receipts = _kept_alive(ledger, job_id, _receipts(store, keys, status.spec))
         totals, hashes = _write_parts(sink, status.spec, receipts)
         state = _final_state(status, totals)
-        _write_rest(sink, status, state, totals, {"hashes": sorted(hashes)}, versions)
+        versions = {"longhaul": version("longhaul"), **engine_versions}
+        made_by = {"model": {"name": status.spec.model, "hashes": sorted(hashes)}, "versions": versions}
+        _write_rest(sink, status, state, totals, made_by)
     if state is JobState.COMPLETED:
         store.put(keys.success, b"")
     ledger.finish(job_id, state)
@@ -59,16 +71,20 @@ def finalize(store: Store, ledger: Ledger, job_id: str, versions: dict[str, str]
 
 
 def _receipts(store: Store, keys: JobKeys, spec: JobSpec) -> Iterator[Receipt]:
-    """The receipts of all parts that exist, in order; one that was lost is made anew from its part."""
+    """The receipts of all parts that exist, in order."""
     for shard in range(spec.shards):
         try:
-            yield msgspec.json.decode(store.get(keys.receipt(shard)), type=Receipt)
+            yield stored_receipt(store, keys, shard)
         except MissingObjectError:
-            try:
-                data = store.get(keys.part(shard))
-            except MissingObjectError:
-                continue
-            yield part.receipt(shard, data, epoch=0)
+            continue
+
+
+def stored_receipt(store: Store, keys: JobKeys, shard: int) -> Receipt:
+    """The receipt of a part, made anew where it was lost; `MissingObjectError` if there is no part."""
+    try:
+        return msgspec.json.decode(store.get(keys.receipt(shard)), type=Receipt)
+    except MissingObjectError:
+        return part.receipt(shard, store.get(keys.part(shard)), epoch=0)
 
 
 def _kept_alive(ledger: Ledger, job_id: str, receipts: Iterator[Receipt]) -> Iterator[Receipt]:
@@ -86,7 +102,7 @@ def _write_parts(sink: Sink, spec: JobSpec, receipts: Iterator[Receipt]) -> tupl
     succeeded = failed = prompt_tokens = completion_tokens = 0
     device_seconds = wasted_device_seconds = 0.0
     hashes: set[str] = set()
-    sink.write(b'{"parts":[')
+    sink.write(b'{"job":' + msgspec.json.encode(spec) + b',\n"parts":[')
     for place, receipt in enumerate(receipts):
         sink.write((b",\n" if place else b"\n") + msgspec.json.encode(receipt))
         succeeded += receipt.succeeded
@@ -97,7 +113,7 @@ def _write_parts(sink: Sink, spec: JobSpec, receipts: Iterator[Receipt]) -> tupl
         wasted_device_seconds += receipt.wasted_device_seconds
         if receipt.model_hash is not None:
             hashes.add(receipt.model_hash)
-    sink.write(b"\n],\n")
+    sink.write(_AFTER_PARTS)
     done = succeeded + failed
     totals = Totals(
         lines=spec.lines,
@@ -118,19 +134,33 @@ def _write_rest(
     status: JobStatus,
     state: JobState,
     totals: Totals,
-    model: dict[str, list[str]],
-    versions: dict[str, str],
+    made_by: dict[str, object],
 ) -> None:
     rest = {
-        "job": status.spec,
         "state": state.value,
         "totals": totals,
-        "model": {"name": status.spec.model, **model},
         "started_at": status.started_at,
         "finished_at": time.time(),
-        "versions": {"longhaul": version("longhaul"), **versions},
+        **made_by,
     }
     sink.write(msgspec.json.encode(rest)[1:] + b"\n")
+
+
+def read_ending(store: Store, keys: JobKeys) -> tuple[JobState, float] | None:
+    """The final state in a job's manifest, and its Unix time; None without a manifest.
+
+    `StoreError` if it is damaged.
+    """
+    size = store.size(keys.manifest)
+    if size is None:
+        return None
+    length = min(size, _TAIL_BYTES)
+    _, found, rest = store.get_range(keys.manifest, size - length, length).rpartition(_AFTER_PARTS)
+    try:
+        ending = msgspec.json.decode(b"{" + rest if found else b"", type=_Ending)
+        return JobState(ending.state), ending.finished_at
+    except (msgspec.DecodeError, ValueError) as error:
+        raise StoreError(f"{store.url}: {keys.manifest} is damaged: {error}") from error
 
 
 def _final_state(status: JobStatus, totals: Totals) -> JobState:

@@ -55,6 +55,8 @@ def test_a_worker_for_each_kind_of_device(compose: dict[str, Any]) -> None:
         "redis": None,
         "seaweedfs": None,
         "flower": None,
+        "prometheus": None,
+        "grafana": None,
         "worker-cpu": ["cpu"],
         "worker-cuda": ["cuda"],
         "worker-npu": ["npu"],
@@ -108,7 +110,7 @@ def test_each_worker_gets_its_devices(compose: dict[str, Any]) -> None:
 def test_every_service_restarts_is_pinned_and_stays_on_this_host(compose: dict[str, Any]) -> None:
     for name, service in compose["services"].items():
         assert service["restart"] == "unless-stopped", name
-        assert re.search(r":\d+\.\d+[\w.-]*$", service["image"]), service["image"]
+        assert re.search(r":v?\d+\.\d+[\w.-]*$", service["image"]), service["image"]
         if "build" in service:
             containerfile = ROOT / service["build"]["context"] / service["build"]["dockerfile"]
             assert "latest" not in containerfile.read_text(), name
@@ -116,7 +118,12 @@ def test_every_service_restarts_is_pinned_and_stays_on_this_host(compose: dict[s
 
 
 def test_stores_are_healthy_only_when_they_answer_and_keep_their_data(compose: dict[str, Any]) -> None:
-    for name, volume in {"redis": "redis-data:/data", "seaweedfs": "s3-data:/data"}.items():
+    for name, volume in {
+        "redis": "redis-data:/data",
+        "seaweedfs": "s3-data:/data",
+        "prometheus": "prometheus-data:/prometheus",
+        "grafana": "grafana-data:/var/lib/grafana",
+    }.items():
         service = compose["services"][name]
         assert service["healthcheck"]["test"], name
         assert volume in service["volumes"]
@@ -139,8 +146,35 @@ def test_secrets_come_from_files_that_are_not_in_the_repository(compose: dict[st
         assert path.with_name(f"{name}.example").is_file()
     for name, service in compose["services"].items():
         for variable, value in service.get("environment", {}).items():
-            assert not re.search("PASSWORD|SECRET|KEY|REDIS_URL", variable), f"{name}: {variable}"
+            if variable.endswith("__FILE"):
+                assert value in {f"/run/secrets/{secret}" for secret in service["secrets"]}, variable
+            else:
+                assert not re.search("PASSWORD|SECRET|KEY|REDIS_URL", variable), f"{name}: {variable}"
             assert "@" not in str(value), f"{name}: {variable}"
+
+
+def test_the_secrets_are_made_once(compose: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copy(ROOT / "ops" / "secrets" / "create", tmp_path)
+    made = []
+    for _ in range(2):
+        subprocess.run(["./create"], cwd=tmp_path, check=True, capture_output=True)
+        made.append({name: (tmp_path / name).read_text() for name in compose["secrets"]})
+    assert made[0] == made[1]
+    assert len(set(made[0].values())) == len(made[0])
+    assert made[0]["redis_password"].strip() in made[0]["longhaul_redis_url"]
+
+
+def test_what_is_mounted_from_ops_is_there(compose: dict[str, Any]) -> None:
+    mounted = [
+        volume.split(":")
+        for service in compose["services"].values()
+        for volume in service.get("volumes", [])
+        if volume.startswith("./ops/")
+    ]
+    assert len(mounted) >= 5
+    for path, _, mode in mounted:
+        assert (ROOT / path).exists(), path
+        assert mode == "ro", path
 
 
 def test_git_ignores_the_secrets_and_keeps_their_examples(compose: dict[str, Any]) -> None:

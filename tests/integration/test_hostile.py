@@ -1,0 +1,71 @@
+"""Strangers at Redis: messages that are none, rights that are few, and a wire that is encrypted."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from producer.submission import Order
+from tests.fleet import Place, wait_for_job
+from tests.messages import hint, message
+from tests.services import Valkey, wait_until
+
+pytestmark = pytest.mark.slow
+
+QUEUE = "longhaul:queue:echo"
+HOSTILE = [
+    b"\xff\xfe not json",
+    b"[1, 2]",
+    b"null",
+    b"{}",
+    b"[" * 100_000,
+    json.dumps({"body": "x", "headers": {}}).encode(),
+    json.dumps(message(b"\x80\x04.", **{"content-type": "application/x-python-serialize"})).encode(),
+    json.dumps(message({"task": "os.system"})).encode(),
+    json.dumps(message(hint(job="../../etc", shard=1))).encode(),
+    json.dumps(message(hint(job="nobody", shard=1))).encode(),
+]
+
+
+@pytest.fixture
+def place(valkey: Valkey, tmp_path: Path) -> Place:
+    return Place.at(
+        tmp_path, redis=valkey.url, store=f"file://{tmp_path}/store", model=tmp_path, model_name="echo"
+    )
+
+
+def submit(place: Place, count: int = 20) -> str:
+    path = place.folder / "input.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"text {number}"}) + "\n" for number in range(count)))
+    with place.client() as client:
+        return client.submit(Order(sources=(str(path),), model="echo")).spec.id
+
+
+def completed(place: Place, job: str) -> bool:
+    with place.client() as client:
+        status = wait_for_job(
+            client.ledger, job, lambda status: status.state.final, seconds=60, what="the job's end"
+        )
+        return status.succeeded == status.spec.lines
+
+
+def test_what_is_no_hint_is_dropped_and_the_worker_goes_on(place: Place, valkey: Valkey) -> None:
+    with place.worker("echo:0") as worker, valkey.client() as redis:
+        worker.wait_for("worker ready")
+        redis.lpush(QUEUE, *HOSTILE)
+        # Taken, not done, and older than the visibility timeout: Celery gives such a message back.
+        redis.hset("longhaul:unacked", "tag", b"not json")
+        redis.zadd("longhaul:unacked_index", {"tag": 0})
+        wait_until(lambda: redis.llen(QUEUE) == 0, seconds=30, what="the queue to be emptied")
+        assert completed(place, submit(place))
+        wait_until(
+            lambda: not redis.exists("longhaul:unacked", "longhaul:unacked_index"),
+            seconds=30,
+            what="what can not be given back to be dropped",
+        )
+        assert len(worker.events("worker ready")) == 1, "it was never started again"
+        dropped = worker.events("message dropped: it is no hint")
+        assert len(dropped) + len(worker.events("message dropped: it is not JSON")) == len(HOSTILE) - 1
+        log = worker.log.read_text()
+    assert "Traceback" not in log
+    assert "text 1" not in log, "what dialogues say stays out of logs"
