@@ -1,17 +1,24 @@
 """Strangers at Redis: messages that are none, rights that are few, and a wire that is encrypted."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import redis.exceptions as redis_errors
 
 from producer.submission import Order
 from tests.fleet import Place, wait_for_job
 from tests.messages import hint, message
 from tests.services import Valkey, wait_until
+from tests.tls import tls_in_front_of
 
 pytestmark = pytest.mark.slow
 
+#: As docs/how-to/secure-a-fleet.md gives them. The scripts name the bare prefix as their key.
+ACL_RIGHTS = "~longhaul ~longhaul:* resetchannels -@all +@connection +@transaction +@scripting +@read +@write +time"
 QUEUE = "longhaul:queue:echo"
 HOSTILE = [
     b"\xff\xfe not json",
@@ -47,6 +54,60 @@ def completed(place: Place, job: str) -> bool:
             client.ledger, job, lambda status: status.state.final, seconds=60, what="the job's end"
         )
         return status.succeeded == status.spec.lines
+
+
+def test_redis_over_tls_with_our_own_authority(place: Place, valkey: Valkey) -> None:
+    with tls_in_front_of(valkey.port, place.folder) as tls:
+        secured = {
+            "LONGHAUL_REDIS_URL": f"rediss://localhost:{tls.port}/0",
+            "LONGHAUL_REDIS_CA_FILE": str(tls.ca_file),
+        }
+        encrypted = Place({**place.environment, **secured}, place.folder)
+        with encrypted.worker("echo:0") as worker:
+            worker.wait_for("worker ready")
+            assert completed(encrypted, submit(encrypted))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"LONGHAUL_REDIS_CA_FILE": ""}, "certificate verify failed"),
+        ({"LONGHAUL_REDIS_URL": "rediss://127.0.0.1:{port}/0"}, "certificate verify failed"),
+        ({"LONGHAUL_REDIS_CA_FILE": "/nowhere/ca.pem"}, "/nowhere/ca.pem: no such file"),
+    ],
+)
+def test_a_certificate_that_is_not_the_servers_is_refused(
+    place: Place, valkey: Valkey, changed: dict[str, str], said: str
+) -> None:
+    """Another authority's, or another host's; the producer says so in one line."""
+    with tls_in_front_of(valkey.port, place.folder) as tls:
+        secured = {
+            "LONGHAUL_REDIS_URL": f"rediss://localhost:{tls.port}/0",
+            "LONGHAUL_REDIS_CA_FILE": str(tls.ca_file),
+            **{name: value.format(port=tls.port) for name, value in changed.items()},
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "producer", "list"],
+            env={**os.environ, **place.environment, **secured}, capture_output=True, text=True, check=False,
+            timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_user_with_the_documented_rights_and_no_more_is_enough(place: Place, valkey: Valkey) -> None:
+    with valkey.client() as redis:
+        redis.execute_command("ACL", "SETUSER", "fleet", "on", ">secret", *ACL_RIGHTS.split())
+        redis.set("another", "untouchable")
+    url = f"redis://fleet:secret@127.0.0.1:{valkey.port}/0"
+    limited = Place({**place.environment, "LONGHAUL_REDIS_URL": url}, place.folder)
+    with limited.worker("echo:0") as worker:
+        worker.wait_for("worker ready")
+        assert completed(limited, submit(limited))
+        assert "NOPERM" not in worker.log.read_text()
+    with limited.client() as client, pytest.raises(redis_errors.NoPermissionError):
+        client.ledger._redis.get("another")
 
 
 def test_what_is_no_hint_is_dropped_and_the_worker_goes_on(place: Place, valkey: Valkey) -> None:
