@@ -78,9 +78,13 @@ local function enter_turns(model, id, weight)
   redis.call('INCRBY', p .. ':weight:' .. model, weight)
 end
 
+-- With the last job the clock begins anew: tags never grow so large that they lose their last digits.
 local function leave_turns(model, id)
   if redis.call('ZREM', p .. ':turns:' .. model, id) == 1 then
     redis.call('DECRBY', p .. ':weight:' .. model, redis.call('HGET', job_key(id), 'weight'))
+    if redis.call('EXISTS', p .. ':turns:' .. model) == 0 then
+      redis.call('DEL', p .. ':clock:' .. model, p .. ':weight:' .. model)
+    end
   end
 end
 
