@@ -91,8 +91,8 @@ class Settings(BaseSettings):
     #: Prometheus: each group's metrics are at this port plus its place in LONGHAUL_DEVICE_GROUPS; 0 is off.
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
     metrics_host: str = "127.0.0.1"
-    #: Times a shard is begun, and an engine restarted on it, before its missing lines become `engine_error`.
-    max_attempts: Annotated[int, Field(ge=1)] = 5
+    #: Times a shard is begun without one more finished line before its lines are tried apart.
+    max_attempts: Annotated[int, Field(ge=1)] = 3
 
     # Post-processing
     end_markers: tuple[str, ...] = END_MARKERS

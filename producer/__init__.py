@@ -1,1 +1,1 @@
-"""What a user types: submit, watch, results, cancel. Knows `jobs` and nothing of the engine."""
+"""What a user types: submit, watch, results, retry, cancel. Knows `jobs` and nothing of the engine."""

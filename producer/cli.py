@@ -4,40 +4,33 @@ Exit statuses: 0 all is well (where a job was waited for: every line succeeded),
 2 some lines failed or the command was mistyped, 130 interrupted.
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
-from itertools import islice
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 from rich.console import Console
 
-from jobs.dialogue import Sampling
-from jobs.records import JobState, JobStatus, Priority
+from jobs.records import JobStatus, Priority
 from jobs.settings import Settings, load_settings
 from jobs.storage import Store
+from producer import options
 from producer.client import Client
+from producer.delivery import STDOUT, write_results
+from producer.following import (
+    announce,
+    announce_retry,
+    announce_reuse,
+    collect,
+    ended,
+    exit_status,
+    told,
+)
 from producer.local import local_fleet, while_alive
 from producer.reporting import OneLineErrors, say, warn
-from producer.results import STDOUT, Written, result_lines, write_results
+from producer.retry import Retry
 from producer.submission import Order, Submission
-from producer.view import (
-    as_json,
-    jobs_table,
-    results_table,
-    status_fields,
-    status_table,
-    submission_fields,
-    unusable_lines,
-)
-from producer.watch import follower
-
-SOME_FAILED = 2
-INTERRUPTED = 130
-#: Results shown at the end of a job that was waited for.
-PREVIEWED = 5
+from producer.view import as_json, jobs_table, status_fields, status_table, submission_fields
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -47,17 +40,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as submit and list show it.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-OutputOption = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="Where the results go, in input order; - is stdout."),
-]
-ErrorsOption = Annotated[
-    Path | None,
-    typer.Option("--errors", metavar="FILE", help="Where failed lines go; the output then holds the others."),
-]
 
 
 @app.command()
@@ -80,33 +62,29 @@ def submit(
         str | None,
         typer.Option(metavar="TEXT", help="Wraps the last user message, which replaces {text} in it."),
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens to generate per line.")] = None,
-    min_tokens: Annotated[int | None, typer.Option(help="Tokens before which no answer ends.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="From 0, which is greedy, to 2.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Over 0, up to 1.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="0 is off.")] = None,
-    min_p: Annotated[
-        float | None,
-        typer.Option(help="Only tokens at least this share as likely as the likeliest; 0 is off."),
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None, typer.Option(help="On tokens of prompt and answer; over 0, 1 is off.")
-    ] = None,
-    presence_penalty: Annotated[
-        float | None, typer.Option(help="On tokens that the answer has; from -2 to 2, 0 is off.")
-    ] = None,
-    frequency_penalty: Annotated[
-        float | None,
-        typer.Option(help="The same, for each time that it has them; from -2 to 2, 0 is off."),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling reproducible.")] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="Ends an answer; may be repeated.")
-    ] = None,
-    priority: Annotated[Priority, typer.Option(help="Share of the fleet.")] = Priority.NORMAL,
+    max_tokens: options.MaxTokens = None,
+    min_tokens: options.MinTokens = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    presence_penalty: options.PresencePenalty = None,
+    frequency_penalty: options.FrequencyPenalty = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    priority: options.Share = Priority.NORMAL,
+    deadline: options.Deadline = None,
     strict: Annotated[bool, typer.Option("--strict", help="Create nothing if one line is unusable.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Stay until the job has ended.")] = False,
-    json: JsonOption = False,
+    reuse: Annotated[
+        bool,
+        typer.Option(
+            "--reuse",
+            help="Take over finished lines of an earlier job with the same content, model and parameters.",
+        ),
+    ] = False,
+    wait: options.Wait = False,
+    json: options.Json = False,
     local: Annotated[
         bool, typer.Option("--local", help="Run everything on this machine, without services, and wait.")
     ] = False,
@@ -116,8 +94,8 @@ def submit(
     groups: Annotated[
         str | None, typer.Option(help="With --local: device groups, as cpu:0-1; all CPUs if not given.")
     ] = None,
-    output: OutputOption = None,
-    errors: ErrorsOption = None,
+    output: options.Output = None,
+    errors: options.Errors = None,
 ) -> None:
     """Make a job of JSONL lines and print its id.
 
@@ -135,18 +113,15 @@ def submit(
 
     `producer submit dialogues.jsonl --local --model ./checkpoint -o answers.jsonl`
     """
-    if not (wait or local) and (output or errors):
-        raise typer.BadParameter("--output and --errors need --wait or --local")
+    options.check_destinations(output, errors, json=json, waits=wait or local, need="--wait or --local")
     if not local and (store or groups):
         raise typer.BadParameter("--store and --groups need --local")
-    if json and STDOUT in (output, errors):
-        raise typer.BadParameter("--json and results on standard output would mix")
     order = Order(
         sources=tuple(files),
         model=model,
         system=system,
         prompt_template=prompt_template,
-        sampling=_sampling(
+        sampling=options.sampling_of(
             max_tokens=max_tokens,
             min_tokens=min_tokens,
             temperature=temperature,
@@ -157,31 +132,96 @@ def submit(
             presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty,
             seed=seed,
-            stop=stop or None,
+            stop=stop,
         ),
         priority=priority,
+        deadline=deadline,
         strict=strict,
+        reuse=reuse,
     )
     settings = load_settings()
     if local:
         end, kept = _run_locally(settings, order, store, groups, json=json)
-    else:
-        client = Client(settings)
-        submission = _submitted(client, order, warn_unserved=True)
-        if not wait:
-            typer.echo(as_json(submission_fields(submission.spec)) if json else submission.spec.id)
-            return
-        job = submission.spec.id
-        end = _ended(
-            client.watch(job), json=json, interrupted=f"{job} goes on: `producer watch {job}` follows it"
-        )
-        kept = client.store
-    _collected(kept, end, output, errors)
-    raise typer.Exit(_exit_status(end))
+        collect(kept, end, output, errors)
+        raise typer.Exit(exit_status(end))
+    client = Client(settings)
+    submission = _submitted(client, order, warn_unserved=True)
+    _go_on(client, submission, wait=wait, json=json, output=output, errors=errors)
 
 
 @app.command()
-def status(job: JobArgument, json: JsonOption = False) -> None:
+def retry(
+    job: options.Job,
+    *,
+    failed_only: Annotated[
+        bool,
+        typer.Option(
+            "--failed-only",
+            help="Leave lines alone that have no result at all, as those of a job that was called off.",
+        ),
+    ] = False,
+    max_tokens: options.MaxTokens = None,
+    min_tokens: options.MinTokens = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    presence_penalty: options.PresencePenalty = None,
+    frequency_penalty: options.FrequencyPenalty = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    priority: options.ShareAsBefore = None,
+    deadline: options.Deadline = None,
+    wait: options.Wait = False,
+    json: options.Json = False,
+    output: options.Output = None,
+    errors: options.Errors = None,
+) -> None:
+    """Make a job of the lines of JOB that failed or have no result, and print its id.
+
+    JOB must have ended. What is not given is as in JOB; no deadline is taken over. Options of sampling given
+    here hold for every line, also for those that say otherwise themselves. Lines that were refused at
+    submission, and lines that an earlier retry has answered, are not tried again; if nothing is left, no job
+    is made, no id is printed and the exit status is 0.
+
+    `producer results JOB --merge` then gives the results of both as one.
+
+    Example: `producer retry JOB --max-tokens 1024 --wait`
+    """
+    options.check_destinations(output, errors, json=json, waits=wait, need="--wait")
+    order = Retry(
+        job=job,
+        failed_only=failed_only,
+        sampling=options.sampling_of(
+            max_tokens=max_tokens,
+            min_tokens=min_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            seed=seed,
+            stop=stop,
+        ),
+        priority=priority,
+        deadline=deadline,
+    )
+    client = Client(load_settings())
+    retried = client.retry(order)
+    announce_retry(retried)
+    if retried.submission is None:
+        if json:
+            typer.echo(as_json({"job": None, "retry_of": job}))
+        return
+    announce(retried.submission, warn_unserved=True)
+    _go_on(client, retried.submission, wait=wait, json=json, output=output, errors=errors)
+
+
+@app.command()
+def status(job: options.Job, json: options.Json = False) -> None:
     """Show where a job stands."""
     now = Client(load_settings()).status(job)
     if json:
@@ -191,17 +231,20 @@ def status(job: JobArgument, json: JsonOption = False) -> None:
 
 
 @app.command()
-def watch(job: JobArgument, json: JsonOption = False) -> None:
-    """Follow a job to its end; the exit status tells how it ended, as that of `submit --wait`."""
-    statuses = Client(load_settings()).watch(job)
-    end = _ended(statuses, json=json, interrupted=f"{job} goes on")
-    raise typer.Exit(_exit_status(end))
+def watch(job: options.Job, json: options.Json = False) -> None:
+    """Follow a job to its end; the exit status tells how it ended, as that of `submit --wait`.
+
+    Lines and tokens count as soon as they are finished; tokens per second are those of the last minute, and
+    the time left is what it takes if it goes on so.
+    """
+    end = ended(Client(load_settings()).watch(job), json=json, interrupted=f"{job} goes on")
+    raise typer.Exit(exit_status(end))
 
 
 @app.command("list")
 def list_jobs(
     limit: Annotated[int, typer.Option(min=1, help="Jobs to show, the latest first.")] = 50,
-    json: JsonOption = False,
+    json: options.Json = False,
 ) -> None:
     """List the latest jobs."""
     statuses = Client(load_settings()).jobs(limit)
@@ -216,36 +259,67 @@ def list_jobs(
 
 @app.command()
 def results(
-    job: JobArgument,
-    output: OutputOption = None,
-    errors: ErrorsOption = None,
+    job: options.Job,
+    *,
+    output: options.Output = None,
+    errors: options.Errors = None,
     partial: Annotated[
         bool, typer.Option("--partial", help="Write what is finished of a job that still runs.")
     ] = False,
+    merge: Annotated[
+        bool,
+        typer.Option("--merge", help="Put the results of retries in the place of failed and missing lines."),
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON; needs --output.")] = False,
 ) -> None:
     """Write a job's results in the order of its input, to standard output if no file is named.
 
-    Example: `producer results JOB -o answers.jsonl --errors failed.jsonl`
+    With --merge a line that failed or is missing comes from the latest retry that has an answer to it, under
+    JOB's own id: the output looks like that of one job.
+
+    Example: `producer results JOB --merge -o answers.jsonl --errors failed.jsonl`
     """
+    target = output or STDOUT
+    options.check_destinations(target, errors, json=json)
     store = Store.open(load_settings())
-    written = write_results(store, job, output=output or STDOUT, errors=errors, partial=partial)
-    say(_told(written))
+    written = write_results(store, job, output=target, errors=errors, partial=partial, merge=merge)
+    if json:
+        typer.echo(as_json({"job": job, **asdict(written)}))
+    else:
+        say(told(written))
 
 
 @app.command()
-def cancel(job: JobArgument) -> None:
+def cancel(job: options.Job, json: options.Json = False) -> None:
     """Call a job off; what is finished stays, and `producer results` gets it."""
-    state = Client(load_settings()).cancel(job)
-    say(f"{job} is {state}" if state.final else f"{job} is called off; what was begun is being ended")
+    cancelled = Client(load_settings()).cancel(job)
+    state = cancelled.state
+    if cancelled.unmarked:
+        warn(f"should Redis lose the job, the store does not say that it is called off: {cancelled.unmarked}")
+    if json:
+        typer.echo(as_json({"job": job, "state": state}))
+    else:
+        say(f"{job} is {state}" if state.final else f"{job} is called off; what was begun is being ended")
 
 
-def _sampling(**options: object) -> Sampling:
-    given = {name: value for name, value in options.items() if value is not None}
-    try:
-        return msgspec.convert(given, Sampling)
-    except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at ")
-        raise typer.BadParameter(f"{where.strip('`$.').replace('_', '-')}: {what}") from error
+def _go_on(
+    client: Client,
+    submission: Submission,
+    *,
+    wait: bool,
+    json: bool,
+    output: Path | None,
+    errors: Path | None,
+) -> None:
+    """Print the job and leave it, or stay with it to its end."""
+    spec = submission.spec
+    if not wait:
+        typer.echo(as_json(submission_fields(spec)) if json else spec.id)
+        return
+    interrupted = f"{spec.id} goes on: `producer watch {spec.id}` follows it"
+    end = ended(client.watch(spec.id), json=json, interrupted=interrupted)
+    collect(client.store, end, output, errors)
+    raise typer.Exit(exit_status(end))
 
 
 def _run_locally(
@@ -256,53 +330,13 @@ def _run_locally(
         job = _submitted(fleet.client, replace(order, model=fleet.model), warn_unserved=False).spec.id
         with fleet.worker() as worker:
             statuses = while_alive(fleet.client.watch(job), worker)
-            end = _ended(statuses, json=json, interrupted=f"{job} is being stopped")
+            end = ended(statuses, json=json, interrupted=f"{job} is being stopped")
         return end, fleet.client.store
 
 
 def _submitted(client: Client, order: Order, *, warn_unserved: bool) -> Submission:
-    """Submit, and say what might surprise."""
     submission = client.submit(order)
-    spec = submission.spec
-    if spec.rejected:
-        warn(f"{spec.rejected} of {spec.lines} lines are unusable and come out as errors")
-        say(unusable_lines(submission.unusable, spec.rejected))
-    if submission.delay:
-        warn(f"the job waits until a worker finds it: {submission.delay}")
-    if warn_unserved and not submission.served:
-        warn(f"no living worker serves {spec.model}: the job waits for one")
+    announce(submission, warn_unserved=warn_unserved)
+    if order.reuse:
+        announce_reuse(submission.spec)
     return submission
-
-
-def _ended(statuses: Iterator[JobStatus], *, json: bool, interrupted: str) -> JobStatus:
-    """Show progress until the job has ended."""
-    console = Console(stderr=not json)
-    try:
-        return follower(console, as_json_lines=json)(statuses, console)
-    except KeyboardInterrupt:
-        say(interrupted)
-        raise typer.Exit(INTERRUPTED) from None
-
-
-def _collected(store: Store, end: JobStatus, output: Path | None, errors: Path | None) -> None:
-    """Write the results where they are wanted; show the first of them, and where all are."""
-    job = end.spec.id
-    if output is None and errors is None:
-        say(f"its results: LONGHAUL_STORE_URL={store.url} producer results {job}")
-        return
-    written = write_results(store, job, output=output or STDOUT, errors=errors, partial=False)
-    if output != STDOUT:
-        Console(stderr=True).print(results_table(islice(result_lines(store, end.spec), PREVIEWED)))
-    places = " and ".join(str(path) for path in (output, errors) if path is not None)
-    say(f"{_told(written)}; in {places}, and in parts under {store.url}/jobs/{job}/output")
-
-
-def _told(written: Written) -> str:
-    text = f"{written.succeeded} lines succeeded, {written.failed} failed"
-    return f"{text}, {written.missing} have no result" if written.missing else text
-
-
-def _exit_status(end: JobStatus) -> int:
-    if end.state is not JobState.COMPLETED:
-        return 1
-    return SOME_FAILED if end.failed else 0

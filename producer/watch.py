@@ -6,11 +6,14 @@ Owns the look of progress. Where the statuses come from, and what a job's end me
 import time
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.text import Text
 
 from jobs.records import JobStatus
-from producer.view import as_json, status_fields, summary
+from producer.pace import Pace, Rates
+from producer.view import as_json, failed_so_far, printable, status_fields, summary
 
 #: Seconds between two plain lines while only counts change.
 _PLAIN_SECONDS = 5.0
@@ -26,31 +29,32 @@ def follower(console: Console, *, as_json_lines: bool) -> Follower:
 
 
 def follow_with_bar(statuses: Iterator[JobStatus], console: Console) -> JobStatus:
-    """A progress bar; returns the last status."""
-    columns = (
+    """A progress bar over what there is to tell; returns the last status."""
+    bar = Progress(
         SpinnerColumn(),  # lines may take a while, and end together
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
-        TextColumn("{task.fields[lines]}"),
-        TextColumn("{task.fields[failed]} failed"),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[pace]}"),
-        TextColumn("{task.fields[problem]}", style="yellow", markup=False),
+        TextColumn("{task.fields[counts]}", markup=False),
+        console=console,
+        expand=True,
     )
-    with Progress(*columns, console=console, transient=True) as progress:
-        pace = Pace()
-        task = progress.add_task("", total=None, lines="", failed=0, pace="", problem="")
+    task = bar.add_task("", total=None, counts="")
+    details = Text(no_wrap=True, overflow="ellipsis")
+    problem = Text(style="yellow", no_wrap=True, overflow="ellipsis")
+    pace = Pace()
+    with Live(Group(bar, details), console=console, transient=True) as live:
         for status in statuses:
-            progress.update(
+            bar.update(
                 task,
                 description=status.state,
                 total=status.spec.lines,
                 completed=status.done_lines,
-                lines=f"{status.done_lines}/{status.spec.lines} lines",
-                failed=status.failed,
-                pace=pace.text(status),
-                problem=status.problem or "",
+                counts=_counts(status),
             )
+            details.plain = "  " + ", ".join(_details(status, pace.seen(status)))
+            problem.plain = f"  {printable(status.problem or '')}"
+            rows = (bar, details, problem) if status.problem else (bar, details)
+            live.update(Group(*rows), refresh=True)
     _print(console, summary(status))
     return status
 
@@ -61,13 +65,13 @@ def follow_plainly(statuses: Iterator[JobStatus], console: Console) -> JobStatus
     said: tuple[object, ...] = ()
     said_at = 0.0
     for status in statuses:
+        rates = pace.seen(status)
         news = (status.state, status.problem)
-        counts = (status.done_lines, status.failed)
+        counts = (status.done_lines, failed_so_far(status))
         due = time.monotonic() - said_at >= _PLAIN_SECONDS
         if not status.state.final and (news != said[:2] or (due and counts != said[2:])):
-            text = f"{status.spec.id} {status.state}: {status.done_lines}/{status.spec.lines} lines"
-            details = (f"{status.failed} failed", pace.text(status), status.problem or "")
-            _print(console, ", ".join(filter(None, (text, *details))))
+            words = [f"{status.spec.id} {status.state}: {_counts(status)}", *_details(status, rates)]
+            _print(console, ", ".join([*words, printable(status.problem)] if status.problem else words))
             said, said_at = (*news, *counts), time.monotonic()
     _print(console, summary(status))
     return status
@@ -75,42 +79,47 @@ def follow_plainly(statuses: Iterator[JobStatus], console: Console) -> JobStatus
 
 def follow_as_json(statuses: Iterator[JobStatus], console: Console) -> JobStatus:
     """One JSON line for every change; returns the last status."""
-    last = ""
+    pace = Pace()
+    last: dict[str, object] = {}
     for status in statuses:
-        line = as_json(status_fields(status))
-        if line != last:
-            _print(console, line)
-            last = line
+        rates = pace.seen(status)
+        fields = status_fields(status)
+        if fields != last:  # a rate alone is no news: it changes with every look
+            _print(console, as_json({**fields, **_rounded(rates)}))
+            last = fields
     return status
 
 
-class Pace:
-    """How fast a job goes since it was first seen at work."""
+def _counts(status: JobStatus) -> str:
+    return f"{status.done_lines}/{status.spec.lines} lines, {failed_so_far(status)} failed"
 
-    def __init__(self) -> None:
-        self._first: tuple[float, int, int] | None = None
 
-    def text(self, status: JobStatus) -> str:
-        """Generated tokens per second, and the time left, as far as they are known."""
-        now, lines, tokens = time.monotonic(), status.done_lines, status.completion_tokens
-        if self._first is None:
-            if status.started_at is None:
-                return ""
-            self._first = (now, lines, tokens)
-        since, lines_before, tokens_before = self._first
-        seconds = max(now - since, 1e-6)
-        parts = []
-        if tokens > tokens_before:
-            parts.append(f"{(tokens - tokens_before) / seconds:.0f} tokens/s")
-        if lines > lines_before and lines < status.spec.lines:
-            left = (status.spec.lines - lines) * seconds / (lines - lines_before)
-            parts.append(f"{_duration(left)} left")
-        return ", ".join(parts)
+def _details(status: JobStatus, rates: Rates) -> list[str]:
+    details = [f"{status.completion_tokens} tokens"]
+    if rates.tokens_per_second is not None:
+        details.append(f"{rates.tokens_per_second:.0f} tokens/s")
+    if rates.seconds_left is not None:
+        details.append(f"{_duration(rates.seconds_left)} left")
+    if status.spec.deadline is not None:
+        until = status.spec.deadline - time.time()
+        details.append(f"deadline in {_duration(until)}" if until > 0 else "deadline has passed")
+    return details
+
+
+def _rounded(rates: Rates) -> dict[str, object]:
+    rate, left = rates
+    return {
+        "tokens_per_second": None if rate is None else round(rate, 1),
+        "seconds_left": None if left is None else round(left),
+    }
 
 
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours}:{minutes:02}:{rest:02}"
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 

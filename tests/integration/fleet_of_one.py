@@ -1,6 +1,7 @@
 """A worker without an engine, for tests of the producer: real ledger, store and parts, made-up answers.
 
-Works off what is dispatched, in the calling thread, with the last user message as the answer.
+Works off what is dispatched, in the calling thread, with the last user message as the answer. A line can be
+made to fail by its text, or by an answer of one's own; what it took a test may ask by its sampling.
 """
 
 from collections.abc import Callable
@@ -45,11 +46,22 @@ class FleetOfOne:
         ledger = self.ledger
         try:
             ledger.dispatch(spec.model, spec.shards)
-            for number in shards or range(spec.shards):
-                claim = ledger.claim(ShardRef(spec.id, number), "fleet-of-one", 60)
+            for number in range(spec.shards) if shards is None else shards:
+                claim = ledger.claim(ShardRef(spec.id, number), f"one/{spec.id}/{number}", 60)
                 assert isinstance(claim, Claim), claim
+                assert claim.ref.job == spec.id, "another job of the model is under way"
                 if self._commit(ledger, claim, spec):
                     finalize(self.store, ledger, spec.id, {})
+        finally:
+            ledger.close()
+
+    def end(self) -> None:
+        """Finalize jobs that were called off or have passed their deadline."""
+        ledger = self.ledger
+        try:
+            ledger.reconcile(60)
+            for job_id in ledger.take_finalizing(60):
+                finalize(self.store, ledger, job_id, {})
         finally:
             ledger.close()
 
@@ -71,7 +83,9 @@ class FleetOfOne:
                 lines[number] = error_line(spec.id, number, reject.custom_id, reject.code, reject.message)
                 continue
             line = parse_line(raw, number, self.settings.max_line_bytes)
-            text = self.answer(line.prepared(spec.system, spec.prompt_template))
+            sampling = line.sampling.over(spec.sampling)
+            asked = Dialogue(number, line.custom_id, line.messages, sampling)
+            text = self.answer(asked.prepared(spec.system, spec.prompt_template))
             lines[number] = (
                 error_line(spec.id, number, line.custom_id, dialogue.ENGINE_ERROR, "made to fail")
                 if text is None

@@ -5,23 +5,27 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from jobs.ledger import Ledger
-from jobs.records import JobState, JobStatus
+from jobs.records import JobState
 from jobs.settings import Settings, load_settings
-from producer.cli import app
 from tests.integration.fleet_of_one import FleetOfOne
+from tests.integration.typed import (
+    NOWHERE,
+    error_of,
+    job_now,
+    lines_of,
+    prompts,
+    run,
+    spawned,
+    spawned_to_its_end,
+    working,
+    write,
+)
 from tests.services import Valkey, free_port
-
-#: Nobody listens there.
-NOWHERE = "redis://127.0.0.1:1/0"
 
 
 @pytest.fixture
@@ -32,64 +36,6 @@ def settings(valkey: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("LONGHAUL_STORE_URL", f"file://{tmp_path}/store")
     monkeypatch.setenv("LONGHAUL_SHARD_LINES", "2")
     return load_settings()
-
-
-def run(*words: str, given: bytes | None = None) -> Result:
-    return CliRunner().invoke(app, words, input=given)
-
-
-def error_of(result: Result) -> str:
-    """The one line of an error."""
-    assert result.exit_code == 1, result.output
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("error: ")
-    return str(line)
-
-
-def spawn(*words: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "producer", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def write(name: str, *rows: object) -> str:
-    Path(name).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return name
-
-
-def prompts(*texts: str) -> Sequence[object]:
-    return [{"prompt": text} for text in texts]
-
-
-@contextmanager
-def working(settings: Settings) -> Iterator[None]:
-    """Works off the first job that appears, beside the test."""
-    ledger = Ledger.open(settings)
-    done = threading.Event()
-
-    def work() -> None:
-        while not done.wait(0.01):
-            if jobs := ledger.jobs():
-                FleetOfOne(settings=settings).work(jobs[0].spec)
-                return
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(30)
-        ledger.close()
-
-
-def job_now(settings: Settings) -> JobStatus:
-    ledger = Ledger.open(settings)
-    try:
-        return ledger.jobs()[0]
-    finally:
-        ledger.close()
 
 
 # Submitting
@@ -117,7 +63,8 @@ def test_submit_as_json() -> None:
 def test_options_reach_the_job(settings: Settings) -> None:
     options = (
         "--max-tokens 7 --temperature 0.5 --top-p 0.9 --top-k 4 --seed 3 --stop A --stop B --priority high "
-        "--min-tokens 2 --min-p 0.1 --repetition-penalty 1.1 --presence-penalty -1 --frequency-penalty 0.25"
+        "--min-tokens 2 --min-p 0.1 --repetition-penalty 1.1 --presence-penalty -1 --frequency-penalty 0.25 "
+        "--deadline 2031-05-01T18:00Z"
     )
     words = ["--model", "m", "--system", "S", "--prompt-template", "T {text}", *options.split()]
     assert run("submit", "-", *words, given=b'{"prompt":"x"}').exit_code == 0
@@ -128,7 +75,7 @@ def test_options_reach_the_job(settings: Settings) -> None:
     assert (sampling.top_k, sampling.seed, sampling.stop) == (4, 3, ("A", "B"))
     assert (sampling.min_tokens, sampling.min_p, sampling.repetition_penalty) == (2, 0.1, 1.1)
     assert (sampling.presence_penalty, sampling.frequency_penalty) == (-1.0, 0.25)
-    assert spec.source == "-"
+    assert (spec.source, spec.deadline) == ("-", 1_935_424_800.0)
 
 
 @pytest.mark.usefixtures("settings")
@@ -164,6 +111,8 @@ def test_strict_refuses_the_whole(settings: Settings) -> None:
         (["damaged.gz"], "(invalid_input)"),
         (["full.jsonl", "--model", "a/b"], "not a model name"),
         (["full.jsonl", "--prompt-template", "no place"], "(invalid_option)"),
+        (["full.jsonl", "--deadline", "soon"], "(invalid_option): give a duration such as 90m"),
+        (["full.jsonl", "--deadline", "2001-01-01"], "error: the deadline has passed (invalid_option)"),
         (["ftp://host/in.jsonl"], "(invalid_settings)"),
     ],
 )
@@ -213,6 +162,7 @@ def test_mistyped_commands_end_with_2(words: list[str]) -> None:
         ["watch", "job-1"],
         ["list"],
         ["cancel", "job-1"],
+        ["retry", "job-1"],
     ],
     ids=lambda words: words[0],
 )
@@ -220,9 +170,8 @@ def test_redis_away_is_one_line(words: list[str], tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LONGHAUL_REDIS_URL", NOWHERE)
     write("in.jsonl", *prompts("x"))
-    process = spawn(*words)
-    out, errors = process.communicate(timeout=30)
-    assert (process.returncode, out) == (1, "")
+    exit_status, out, errors = spawned_to_its_end(*words)
+    assert (exit_status, out) == (1, "")
     (line,) = errors.splitlines()
     assert line.startswith("error: Redis at ")
     assert "(ledger_unavailable): check that Redis runs" in line
@@ -272,19 +221,9 @@ def test_waiting_ends_with_the_jobs_own_status(
     settings: Settings, texts: list[str], exit_status: int, state: JobState
 ) -> None:
     with working(settings):
-        process = spawn(
-            "submit",
-            write("in.jsonl", *prompts(*texts)),
-            "--model",
-            "m",
-            "--wait",
-            "-o",
-            "out",
-            "--errors",
-            "bad",
-        )
-        out, errors = process.communicate(timeout=60)
-    assert process.returncode == exit_status, errors
+        words = ["--model", "m", "--wait", "-o", "out", "--errors", "bad"]
+        ended, out, errors = spawned_to_its_end("submit", write("in.jsonl", *prompts(*texts)), *words)
+    assert ended == exit_status, errors
     assert out == ""
     assert job_now(settings).state is state
     assert f" {state}: " in errors
@@ -295,15 +234,11 @@ def test_waiting_ends_with_the_jobs_own_status(
     assert len(lines_of("bad")) == texts.count("fail")
 
 
-def lines_of(name: str) -> list[str]:
-    return Path(name).read_text().splitlines()
-
-
 def test_waiting_with_results_on_standard_output(settings: Settings) -> None:
     with working(settings):
-        process = spawn("submit", write("in.jsonl", *prompts("a", "b")), "--model", "m", "--wait", "-o", "-")
-        out, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
+        words = ["submit", write("in.jsonl", *prompts("a", "b")), "--model", "m", "--wait", "-o", "-"]
+        exit_status, out, errors = spawned_to_its_end(*words)
+    assert exit_status == 0, errors
     assert [json.loads(row)["id"].rpartition("-")[2] for row in out.splitlines()] == ["1", "2"]
 
 
@@ -317,13 +252,13 @@ def test_watch_as_json(settings: Settings) -> None:
 
 
 def test_interrupting_leaves_the_job_running(settings: Settings) -> None:
-    process = spawn("submit", write("in.jsonl", *prompts("a")), "--model", "m", "--wait")
-    assert process.stderr is not None
-    for row in process.stderr:
-        if " queued: " in row:
-            break
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    with spawned("submit", write("in.jsonl", *prompts("a")), "--model", "m", "--wait") as process:
+        assert process.stderr is not None
+        for row in process.stderr:
+            if b" queued: " in row:
+                break
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=30)[1].decode()
     assert process.returncode == 130
     status = job_now(settings)
     assert status.state is JobState.QUEUED
@@ -363,7 +298,7 @@ def test_results(settings: Settings) -> None:
 
 
 @pytest.mark.usefixtures("settings")
-@pytest.mark.parametrize("command", ["status", "watch", "results", "cancel"])
+@pytest.mark.parametrize("command", ["status", "watch", "results", "cancel", "retry"])
 def test_an_unknown_job(command: str) -> None:
     assert "(unknown_job): `producer list` shows the jobs" in error_of(
         run(command, "job-20260101-000000-abcdef")
@@ -371,12 +306,25 @@ def test_an_unknown_job(command: str) -> None:
     assert "not a job id" in error_of(run(command, "../escape"))
 
 
-@pytest.mark.usefixtures("settings")
-def test_cancel() -> None:
+def test_cancel(settings: Settings) -> None:
     job = run("submit", write("in.jsonl", *prompts("a")), "--model", "m").stdout.strip()
     result = run("cancel", job)
     assert result.exit_code == 0
     assert "is called off" in result.stderr
+    FleetOfOne(settings=settings).end()
+    assert json.loads(run("cancel", job, "--json").stdout) == {"job": job, "state": "cancelled"}
+
+
+def test_cancel_while_the_store_is_away(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("submit", write("in.jsonl", *prompts("a")), "--model", "m")
+    Path("file").touch()
+    monkeypatch.setenv("LONGHAUL_STORE_URL", f"file://{Path('file').resolve()}/store")
+    result = run("cancel", job_now(settings).spec.id)
+    assert result.exit_code == 0
+    warning, said = result.stderr.splitlines()
+    assert warning.startswith("warning: should Redis lose the job, ")
+    assert "is called off" in said
+    assert job_now(settings).outcome == "cancelled"
 
 
 def test_a_reader_that_leaves_is_no_traceback(settings: Settings) -> None:
@@ -394,7 +342,7 @@ def test_a_reader_that_leaves_is_no_traceback(settings: Settings) -> None:
 
 
 def test_every_command_has_help() -> None:
-    for words in ([], ["submit"], ["status"], ["watch"], ["list"], ["results"], ["cancel"]):
+    for words in ([], ["submit"], ["retry"], ["status"], ["watch"], ["list"], ["results"], ["cancel"]):
         result = run(*words, "--help")
         assert result.exit_code == 0
         assert "Usage" in result.stdout

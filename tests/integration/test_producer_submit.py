@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,11 +16,11 @@ from jobs.errors import LedgerError, MissingObjectError, StoreError, UnknownJobE
 from jobs.records import JobKeys, JobSpec, JobState, Priority
 from jobs.settings import Settings, load_settings
 from jobs.storage import Store
-from producer.client import Client
+from producer.client import Cancelled, Client
 from producer.errors import InputError, OptionError, RefusedError, UnconfirmedError
-from producer.submission import Order, submit
+from producer.submission import Order, Services, submit
 from tests.integration.fleet_of_one import FleetOfOne
-from tests.services import S3, Valkey
+from tests.services import S3, Valkey, wait_until
 
 
 def lines(*texts: str) -> bytes:
@@ -226,7 +227,15 @@ def test_a_store_that_breaks_leaves_no_job(
 ) -> None:
     monkeypatch.setattr(FailingStore, "broken", broken)
     with pytest.raises(StoreError, match="full"):
-        submit(order(lines("x")), FailingStore.open(settings), client.ledger, celery_app(settings), settings)
+        submit(
+            order(lines("x")),
+            Services(
+                settings=settings,
+                store=FailingStore.open(settings),
+                ledger=client.ledger,
+                app=celery_app(settings),
+            ),
+        )
     assert client.jobs() == []
     assert objects(client.store) == set()
 
@@ -314,11 +323,71 @@ def test_a_cancelled_job_keeps_what_was_finished(
 ) -> None:
     spec = client.submit(order(lines("1", "2", "3"))).spec
     FleetOfOne(settings=settings).work(spec, range(1))
-    assert client.cancel(spec.id) in {JobState.FINALIZING, JobState.CANCELLED}
+    cancelled = client.cancel(spec.id)
+    assert (cancelled.state, cancelled.unmarked) == (JobState.FINALIZING, None)
+    assert client.store.get(JobKeys(spec.id).called_off) == b"cancelled"
     assert client.status(spec.id).committed_shards == 1
     assert sum(1 for _ in client.results(spec.id, partial=True)) == 2
     with pytest.raises(UnknownJobError):
         client.cancel("job-none")
+
+
+def test_a_job_that_has_ended_is_not_marked(
+    client: Client, settings: Settings, order: Callable[..., Order]
+) -> None:
+    spec = client.submit(order(lines("1"))).spec
+    FleetOfOne(settings=settings).work(spec)
+    assert client.cancel(spec.id) == Cancelled(state=JobState.COMPLETED)
+    assert client.store.size(JobKeys(spec.id).called_off) is None
+
+
+def test_the_store_is_told_of_a_cancel_before_the_ledger(
+    client: Client, order: Callable[..., Order], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a ledger that is lost in between comes back with the job alive."""
+    spec = client.submit(order(lines("1"))).spec
+
+    def lost(_job_id: str) -> JobState:
+        raise LedgerError("Redis died")
+
+    monkeypatch.setattr(client.ledger, "cancel", lost)
+    with pytest.raises(LedgerError):
+        client.cancel(spec.id)
+    assert client.store.get(JobKeys(spec.id).called_off) == b"cancelled"
+
+
+def test_a_job_is_cancelled_while_the_store_is_away(
+    client: Client, settings: Settings, order: Callable[..., Order], tmp_path: Path
+) -> None:
+    spec = client.submit(order(lines("1"))).spec
+    (tmp_path / "file").touch()
+    away = Client(settings.model_copy(update={"store_url": f"file://{tmp_path}/file/store"}))
+    cancelled = away.cancel(spec.id)
+    away.close()
+    assert cancelled.state is JobState.FINALIZING
+    assert cancelled.unmarked is not None
+    assert "file/store" in cancelled.unmarked
+
+
+def test_a_deadline_that_has_passed_is_refused(order: Callable[..., Order]) -> None:
+    for deadline in (time.time() - 1, 1e20, float("nan")):
+        with pytest.raises(OptionError):
+            order(b"", deadline=deadline)
+
+
+def test_a_job_that_hits_its_deadline_expires(
+    client: Client, settings: Settings, order: Callable[..., Order]
+) -> None:
+    spec = client.submit(order(lines("1", "2", "3"), deadline=time.time() + 0.5)).spec
+    FleetOfOne(settings=settings).work(spec, range(1))
+    fleet = FleetOfOne(settings=settings)
+
+    def expired() -> bool:
+        fleet.end()
+        return client.status(spec.id).state is JobState.EXPIRED
+
+    wait_until(expired, seconds=30, what="the deadline")
+    assert sum(1 for _ in client.results(spec.id)) == 2
 
 
 def test_jobs_are_listed_newest_first(client: Client, order: Callable[..., Order]) -> None:

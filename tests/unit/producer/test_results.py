@@ -13,8 +13,9 @@ from jobs.errors import MissingObjectError, StoreError, UnknownJobError
 from jobs.records import JobKeys, JobSpec
 from jobs.settings import load_settings
 from jobs.storage import Store
+from producer.delivery import Written, write_results
 from producer.errors import UnfinishedError
-from producer.results import Written, result_lines, write_results
+from producer.results import result_lines
 
 JOB = "job-1"
 KEYS = JobKeys(JOB)

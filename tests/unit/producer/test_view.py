@@ -2,11 +2,20 @@
 
 import io
 
+import msgspec
+import pytest
 from rich.console import Console, RenderableType
 
 from jobs.dialogue import Dialogue, Sampling, error_line, success_line
 from jobs.records import JobSpec, JobState, JobStatus, Reject
-from producer.view import jobs_table, results_table, status_table, unusable_lines
+from producer.view import (
+    jobs_table,
+    results_table,
+    status_fields,
+    status_table,
+    submission_fields,
+    unusable_lines,
+)
 
 SPEC = JobSpec(
     id="job-20260131-235959-1a2b3c",
@@ -25,10 +34,12 @@ STATUS = JobStatus(
     succeeded=3,
     failed=2,
     checkpointed=1,
+    checkpointed_failed=0,
     committed_shards=1,
     prompt_tokens=30,
     completion_tokens=20,
     device_seconds=0.0,
+    wasted_device_seconds=0.0,
     outcome="",
     started_at=60,
     finished_at=None,
@@ -42,8 +53,13 @@ def shown(table: RenderableType, width: int = 80) -> str:
     return out.getvalue()
 
 
-def test_a_jobs_id_is_whole_in_a_narrow_list() -> None:
-    assert SPEC.id in shown(jobs_table([STATUS]), width=80)
+@pytest.mark.parametrize("deadline", [None, 3600])
+def test_a_narrow_list_has_what_identifies_and_counts(deadline: float | None) -> None:
+    spec = msgspec.structs.replace(SPEC, deadline=deadline)
+    text = shown(jobs_table([msgspec.structs.replace(STATUS, spec=spec)]), width=80)
+    for part in (SPEC.id, " in_progress ", " 10 ", " 6 ", " 2 "):
+        assert part in text
+    assert ("01-01 01:00" in text) == (deadline is not None)
 
 
 def test_a_status_tells_counts_and_what_holds_it_up() -> None:
@@ -56,6 +72,29 @@ def test_a_status_tells_counts_and_what_holds_it_up() -> None:
         "Redis [was] away",
     ):
         assert part in text
+
+
+def test_failed_lines_count_before_their_shard_is_committed() -> None:
+    status = msgspec.structs.replace(STATUS, checkpointed=4, checkpointed_failed=3)
+    assert "5 (2 unusable)" in shown(status_table(status), width=200)
+    fields = status_fields(status)
+    assert (fields["failed"], fields["checkpointed_failed"], fields["failed_so_far"]) == (2, 3, 5)
+
+
+def test_deadlines_and_links_are_shown_where_there_are_any() -> None:
+    plain = shown(status_table(STATUS), width=200) + shown(jobs_table([STATUS]), width=200)
+    for word in ("deadline", "retry of", "reuses"):
+        assert word not in plain
+    spec = msgspec.structs.replace(SPEC, deadline=3600, retry_of="job-a", reuse_of="job-b")
+    linked = msgspec.structs.replace(STATUS, spec=spec)
+    text = shown(status_table(linked), width=200)
+    for part in ("1970-01-01 01:00:00 UTC", "job-a", "job-b"):
+        assert part in text
+    table = shown(jobs_table([STATUS, linked]), width=200)
+    assert table.count("01-01 01:00") == 1
+    fields = status_fields(linked)
+    assert (fields["deadline"], fields["retry_of"], fields["reuse_of"]) == (3600, "job-a", "job-b")
+    assert submission_fields(spec).items() >= {"deadline": 3600, "retry_of": "job-a"}.items()
 
 
 def test_results_are_trimmed_and_can_not_steer_the_terminal() -> None:
