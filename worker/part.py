@@ -16,6 +16,11 @@ def compose(shard: Shard, lines: Mapping[int, bytes]) -> bytes:
     return b"".join(lines[number] + b"\n" for number in numbers)
 
 
+def sha256(data: bytes) -> str:
+    """In hexadecimal digits, as receipts give it."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def receipt(
     number: int,
     data: bytes,
@@ -35,7 +40,7 @@ def receipt(
         lines=len(outcomes),
         succeeded=succeeded,
         failed=len(outcomes) - succeeded,
-        sha256=hashlib.sha256(data).hexdigest(),
+        sha256=sha256(data),
         bytes=len(data),
         prompt_tokens=sum(outcome.prompt_tokens for outcome in outcomes),
         completion_tokens=sum(outcome.completion_tokens for outcome in outcomes),

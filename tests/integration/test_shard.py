@@ -190,6 +190,26 @@ def test_a_part_whose_writer_died_before_it_was_counted_is_counted_not_written_a
     assert (status.state, status.succeeded, status.failed) == (JobState.FAILED, 0, LINES)
 
 
+def test_the_receipt_of_who_wrote_the_part_stays(
+    station: Station, ref: ShardRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It died between its receipt and its commit; whoever counts the part did not make it."""
+
+    def dead(ledger: Ledger, *arguments: object) -> bool:
+        del ledger, arguments
+        raise Death
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "commit", dead)
+        with pytest.raises(Death):
+            work(station, ref)
+    before = receipt_of(station.store, ref)
+    work(replace(station, worker="another"), ref)
+    assert receipt_of(station.store, ref) == before
+    assert before.worker == "here"
+    assert station.ledger.status(ref.job).succeeded == 3
+
+
 def test_a_part_that_appears_meanwhile_stands(
     station: Station, ref: ShardRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
