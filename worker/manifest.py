@@ -81,10 +81,20 @@ def _receipts(store: Store, keys: JobKeys, spec: JobSpec) -> Iterator[Receipt]:
 
 def stored_receipt(store: Store, keys: JobKeys, shard: int) -> Receipt:
     """The receipt of a part, made anew where it was lost; `MissingObjectError` if there is no part."""
+    known = known_receipt(store, keys, shard)
+    return part.receipt(shard, store.get(keys.part(shard)), epoch=0) if known is None else known
+
+
+def known_receipt(store: Store, keys: JobKeys, shard: int) -> Receipt | None:
+    """The receipt that was written beside a part; None if it never was."""
     try:
-        return msgspec.json.decode(store.get(keys.receipt(shard)), type=Receipt)
+        data = store.get(keys.receipt(shard))
     except MissingObjectError:
-        return part.receipt(shard, store.get(keys.part(shard)), epoch=0)
+        return None
+    try:
+        return msgspec.json.decode(data, type=Receipt)
+    except msgspec.DecodeError as error:
+        raise StoreError(f"{store.url}: {keys.receipt(shard)} is damaged: {error}") from error
 
 
 def _kept_alive(ledger: Ledger, job_id: str, receipts: Iterator[Receipt]) -> Iterator[Receipt]:

@@ -23,7 +23,7 @@ from worker import part
 from worker.answers import Answers
 from worker.errors import HandedBackError
 from worker.hold import Hold
-from worker.manifest import FINALIZE_SECONDS, finalize, stored_receipt
+from worker.manifest import FINALIZE_SECONDS, finalize, known_receipt
 from worker.metrics import Ending
 from worker.patience import patiently
 from worker.station import Station
@@ -127,13 +127,12 @@ class _Shard:
         data = self._hold.patiently(partial(self._station.store.get, self._keys.part(self._ref.shard)))
         if data == expected:
             return self._count(data, ours=True)
-        found = self._hold.patiently(
-            partial(stored_receipt, self._station.store, self._keys, self._ref.shard)
-        )
-        if found.sha256 != part.sha256(data):
+        written = partial(known_receipt, self._station.store, self._keys, self._ref.shard)
+        known = self._hold.patiently(written)
+        if known is None or known.sha256 != part.sha256(data):
             return self._count(data, ours=False)
-        self._commit(found)
-        return found
+        self._commit(known)
+        return known
 
     def _count(self, data: bytes, *, ours: bool) -> Receipt:
         station = self._station
