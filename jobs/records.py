@@ -68,12 +68,6 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     #: The job's sampling; a line's own goes before it, the model's generation_config after it.
     sampling: Sampling = Sampling()
     priority: Priority = Priority.NORMAL
-    #: Unix time by which the job must have ended; what is not done by then is `deadline_exceeded`.
-    deadline: float | None = None
-    #: The job whose failed lines these are: `origin.idx` says which.
-    retry_of: str | None = None
-    #: A job of the same content, model and parameters, whose finished lines may be taken over.
-    reuse_of: str | None = None
     #: Input lines, unusable ones included.
     lines: int
     #: Lines that were found unusable at submission.
@@ -81,6 +75,12 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     shards: int
     input_bytes: int
     input_sha256: str
+    #: Unix time by which the job must have ended; what is not done by then is `deadline_exceeded`.
+    deadline: float | None = None
+    #: The job whose failed lines these are: `origin.idx` says which.
+    retry_of: str | None = None
+    #: A job of the same content, model and parameters, whose finished lines may be taken over.
+    reuse_of: str | None = None
 
 
 class ShardRef(msgspec.Struct, frozen=True, order=True):
