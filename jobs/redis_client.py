@@ -48,7 +48,7 @@ class RedisClient:
     def __init__(self, settings: Settings) -> None:
         url = settings.redis_url.get_secret_value()
         #: Host, port and database, without the password: for messages.
-        self.place = url.rpartition("@")[2]
+        self.place = url.rpartition("@")[2].partition("?")[0]
         try:
             self.redis = redis.Redis.from_url(
                 url,
@@ -59,8 +59,11 @@ class RedisClient:
                 retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 1),
                 **tls_options(settings),
             )
-        except ValueError as error:
-            raise LedgerError(f"LONGHAUL_REDIS_URL can not be read: {error}") from error
+        except ValueError:  # its text may quote a part of the password
+            raise LedgerError(
+                "LONGHAUL_REDIS_URL can not be read: write redis://user:password@host:port/0, "
+                "and %2F for a / in the password, %3F for a ?, %40 for an @"
+            ) from None
         self._scripts = {name: self.redis.register_script(source) for name, source in _sources().items()}
 
     def run(self, script: str, keys: tuple[str, ...], arguments: tuple[bytes | str | int, ...]) -> Any:

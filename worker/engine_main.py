@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from model.errors import ModelError, RankError, RequestError
+from model.memory import resident_memory
 from model.request import Completion, Request
 from worker.inbox import Inbox
 from worker.protocol import (
@@ -118,8 +119,12 @@ class _Loop:
             waiting=stats.waiting,
             kv_blocks_used=stats.used_blocks,
             kv_blocks_total=stats.total_blocks,
-            device_memory=None,
+            device_memory=self._memory(),
         )
+
+    def _memory(self) -> int | None:
+        """A CPU's memory is the host's; other devices do not tell yet."""
+        return resident_memory() if self._engine.config.device == "cpu" else None
 
     def _add(self, message: Generate) -> None:
         request = Request(id=message.id, prompt_token_ids=message.prompt_token_ids, params=message.params)

@@ -32,7 +32,7 @@ def receipt(
     group: str | None = None,
     model_hash: str | None = None,
 ) -> Receipt:
-    """What the part of shard `number` holds, counted from its bytes; what it cost, and who made it, as told."""
+    """What the part of shard `number` holds, counted from its bytes; its cost and its maker as told."""
     outcomes = [dialogue.outcome(line) for line in data.splitlines()]
     succeeded = sum(outcome.succeeded for outcome in outcomes)
     return Receipt(

@@ -6,6 +6,7 @@ Run by the supervisor as `python -m worker.process GROUP`; exit status 78 says t
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import sys
@@ -105,6 +106,7 @@ def _serve(settings: Settings, group: DeviceGroup) -> int:
 
 def _run(app: Celery, station: Station, pulse: Pulse, reporter: Reporter) -> int:
     engine = station.model.engine
+    _Drain(station)
     maintenance = Maintenance(station, app, pulse, partial(_replace, station))
     station.leases.start()
     maintenance.start()
@@ -183,29 +185,34 @@ def _consume(app: Celery, station: Station, pulse: Pulse) -> None:
         without_mingle=True,
         loglevel=station.settings.log_level.upper(),
     )
-    _drain_on_signals(station)
     threading.Thread(target=_stop_when_hopeless, args=(station,), daemon=True).start()
     threading.Thread(target=_drain_when_orphaned, daemon=True).start()
     controller.start()
     station.hand_back.set()
 
 
-def _drain_on_signals(station: Station) -> None:
+class _Drain:
     """First SIGTERM or SIGINT: claim no more, finish within the grace, hand back. Second: hand back now."""
 
-    def drain(number: int, frame: FrameType | None) -> None:
-        del frame
-        if celery_state.should_stop is not None:
-            station.hand_back.set()
-            return
-        log.info("draining", signal=signal.Signals(number).name, grace=station.settings.drain_seconds)
-        celery_state.should_stop = os.EX_OK
-        timer = threading.Timer(station.settings.drain_seconds, station.hand_back.set)
-        timer.daemon = True
-        timer.start()
+    def __init__(self, station: Station) -> None:
+        self._station = station
+        self._reading, self._writing = os.pipe()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+        threading.Thread(target=self._run, name="drain", daemon=True).start()
 
-    signal.signal(signal.SIGTERM, drain)
-    signal.signal(signal.SIGINT, drain)
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler: it may interrupt anything, itself too, so it takes no lock and does not log."""
+        del number, frame
+        celery_state.should_stop = os.EX_OK
+        os.write(self._writing, b".")
+
+    def _run(self) -> None:
+        os.read(self._reading, 1)
+        grace = self._station.settings.drain_seconds
+        log.info("draining", grace=grace)
+        select.select([self._reading], [], [], grace)
+        self._station.hand_back.set()
 
 
 def _stop_when_hopeless(station: Station) -> None:
