@@ -65,5 +65,7 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 async def _ended(server: asyncio.Server) -> None:
     server.close()
-    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+    serving = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in serving:
         task.cancel()
+    await asyncio.gather(*serving, return_exceptions=True)
