@@ -123,7 +123,7 @@ def parse_line(raw: bytes, number: int, max_bytes: int) -> Dialogue:
 def check_line(raw: bytes, max_bytes: int) -> str | None:
     """The `custom_id` of a usable line; `LineError` where `parse_line` has one, and the same.
 
-    Builds no dialogue, which is more than half of the work of reading a line.
+    Builds no dialogue, which is half of the work of reading a line.
     """
     line = _usable(raw, max_bytes)
     return None if isinstance(line, tuple) else line.custom_id

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from glob import glob
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from jobs.settings import Settings
 from jobs.storage import read_url
 from producer.errors import InputError
 
 STDIN = "-"
+#: Short lines need forty times their bytes once they are cut: what is cut at once must be little.
 _CHUNK = 1024 * 1024
 #: Compressed bytes given to zlib at once: it copies what lies behind the end of a member.
 _ZIPPED_SLICE = 64 * 1024
@@ -33,7 +34,7 @@ def resolve(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def read(sources: Iterable[str], settings: Settings) -> Iterator[bytes]:
-    """The sources' bytes one after the other, unzipped, in chunks of a few MiB at most."""
+    """The sources' bytes one after the other, unzipped, in chunks of a MiB at most."""
     ended = True
     for source in sources:
         gap = not ended
@@ -45,39 +46,45 @@ def read(sources: Iterable[str], settings: Settings) -> Iterator[bytes]:
             ended = chunk.endswith(b"\n")
 
 
-class InputLine(NamedTuple):
-    """One line without its newline; `raw` is None where it is far over the limit and was not kept."""
+class LongLine:
+    """Stands for a line that is far over the limit and was not kept: its size alone."""
 
-    raw: bytes | None
-    #: Bytes in the input, its newline included.
-    size: int
+    __slots__ = ("_size",)
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
 
 
 class LineCutter:
-    """Cuts a stream of chunks into lines and holds `limit` bytes of an unfinished one at most."""
+    """Cuts a stream of chunks into lines without their newlines.
+
+    Of an unfinished line it holds `limit` bytes at most.
+    """
 
     def __init__(self, limit: int) -> None:
         self._kept_limit = limit + 1  # a carriage return at the end does not count as the line's
         self._pieces: list[bytes] = []
         self._size = 0
 
-    def feed(self, chunk: bytes) -> Iterator[InputLine]:
+    def feed(self, chunk: bytes) -> Iterator[bytes | LongLine]:
         """The lines that end in this chunk."""
         first, newline, rest = chunk.partition(b"\n")
         self._keep(first)
         if not newline:
             return
-        yield self._taken(1)
+        yield self._taken()
         lines = rest.split(b"\n")
         self._keep(lines.pop())
         for line in lines:
-            size = len(line)
-            yield InputLine(line if size <= self._kept_limit else None, size + 1)
+            yield line if len(line) <= self._kept_limit else LongLine(len(line))
 
-    def end(self) -> Iterator[InputLine]:
+    def end(self) -> Iterator[bytes | LongLine]:
         """The last line, where no newline ended it."""
         if self._size:
-            yield self._taken(0)
+            yield self._taken()
 
     def _keep(self, piece: bytes) -> None:
         self._size += len(piece)
@@ -86,9 +93,8 @@ class LineCutter:
         elif piece:
             self._pieces.append(piece)
 
-    def _taken(self, newline: int) -> InputLine:
-        whole = self._size <= self._kept_limit
-        line = InputLine(b"".join(self._pieces) if whole else None, self._size + newline)
+    def _taken(self) -> bytes | LongLine:
+        line = b"".join(self._pieces) if self._size <= self._kept_limit else LongLine(self._size)
         self._pieces.clear()
         self._size = 0
         return line
@@ -111,7 +117,8 @@ def _expanded(name: str) -> Sequence[str]:
 
 def _chunks(source: str, settings: Settings) -> Iterator[bytes]:
     if "://" in source:
-        yield from read_url(source, settings)
+        for data in read_url(source, settings):
+            yield from (data[place : place + _CHUNK] for place in range(0, len(data), _CHUNK))
     elif source == STDIN:
         yield from _file_chunks(sys.stdin.buffer)
     else:

@@ -1,6 +1,7 @@
 """Lines in and out: each format, each refusal with its place, and that nothing else is ever raised."""
 
 import json
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -12,6 +13,7 @@ from jobs.dialogue import (
     Message,
     Outcome,
     Sampling,
+    check_line,
     custom_id_of,
     error_line,
     outcome,
@@ -19,6 +21,7 @@ from jobs.dialogue import (
     success_line,
 )
 from jobs.errors import LineError
+from tests.line_strategies import raw_lines
 
 LIMIT = 1024 * 1024
 USER = {"role": "user", "content": "Summarize: 你好"}
@@ -33,10 +36,6 @@ def refusal(raw: bytes, limit: int = LIMIT) -> tuple[str, str]:
         parse_line(raw, 1, limit)
     assert "\n" not in caught.value.message
     return caught.value.code, caught.value.message
-
-
-def refused(value: object) -> tuple[str, str]:
-    return refusal(json.dumps(value).encode())
 
 
 def test_a_list_of_messages_is_a_dialogue() -> None:
@@ -131,6 +130,10 @@ def test_logprobs_true_alone_asks_for_the_chosen_token() -> None:
     assert parsed({"prompt": "x", "logprobs": False}).sampling.logprobs is None
 
 
+def test_an_older_number_of_logprobs_stands_beside_top_logprobs() -> None:
+    assert parsed({"prompt": "x", "logprobs": 0, "top_logprobs": 2}).sampling.logprobs == 0
+
+
 def test_line_ends_byte_order_mark_and_nul_are_tolerated() -> None:
     raw = b'\xef\xbb\xbf{"custom_id":"b","prompt":"a\\u0000b"}\r\n'
     assert parse_line(raw, 1, LIMIT).messages == (Message("user", "a\0b"),)
@@ -167,83 +170,6 @@ def test_what_is_no_json_text_is_invalid_json(raw: bytes) -> None:
 
 def test_an_empty_line_is_named_as_such() -> None:
     assert refusal(b"\r\n") == ("invalid_json", "the line is empty")
-
-
-@pytest.mark.parametrize(
-    ("value", "place"),
-    [
-        ("text", "got `str`"),
-        (7, "got `int`"),
-        ([], "`$`"),
-        ({}, "`$.messages`"),
-        ({"messages": []}, "`$.messages`"),
-        ({"messages": None}, "`$.messages`"),
-        ({"messages": "hello"}, "`$.messages`"),
-        ([USER, 5], "`$[1]`"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, "'robot' - at `$.messages[0].role`"),
-        ({"messages": [USER, {"role": "tool", "content": "x"}]}, "`$.messages[1].role`"),
-        ({"messages": [{"content": "x"}]}, "`role` - at `$.messages[0]`"),
-        ({"messages": [{"role": "user"}]}, "`content` - at `$.messages[0]`"),
-        ({"messages": [{"role": "user", "content": None}]}, "`$.messages[0].content`"),
-        ({"messages": [{"role": "user", "content": 3}]}, "`$.messages[0].content`"),
-        (
-            [USER, {"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
-            "`$[1].content[0].type`",
-        ),
-        ([{"role": "assistant", "content": "", "tool_calls": [{}]}], "`$[0]`"),
-        ({"prompt": 3}, "`$.prompt`"),
-        ({"prompt": "x", "messages": [USER]}, "`$.prompt`"),
-        ({"prompt": "x", "custom_id": 3}, "`$.custom_id`"),
-        ({"prompt": "x", "custom_id": "i" * 513}, "`$.custom_id`"),
-        ({"prompt": "x", "max_tokens": 0}, "`$.max_tokens`"),
-        ({"prompt": "x", "max_tokens": -3}, "`$.max_tokens`"),
-        ({"prompt": "x", "max_tokens": "5"}, "`$.max_tokens`"),
-        ({"prompt": "x", "max_tokens": 10**30}, "`$.max_tokens`"),
-        ({"prompt": "x", "temperature": 2.1}, "`$.temperature`"),
-        ({"prompt": "x", "temperature": -1}, "`$.temperature`"),
-        ({"prompt": "x", "top_p": 0}, "`$.top_p`"),
-        ({"prompt": "x", "top_k": -1}, "`$.top_k`"),
-        ({"prompt": "x", "min_tokens": -1}, "`$.min_tokens`"),
-        ({"prompt": "x", "min_tokens": 5, "max_tokens": 4}, "min_tokens 5 is over max_tokens 4 - at `$.min"),
-        ({"body": {"messages": [USER], "min_tokens": 5}, "max_tokens": 4}, "max_tokens 4 - at `$.body.min"),
-        ({"prompt": "x", "min_p": 1.1}, "`$.min_p`"),
-        ({"prompt": "x", "repetition_penalty": 0}, "`$.repetition_penalty`"),
-        ({"prompt": "x", "repetition_penalty": "1"}, "`$.repetition_penalty`"),
-        ({"prompt": "x", "presence_penalty": 2.1}, "`$.presence_penalty`"),
-        ({"prompt": "x", "frequency_penalty": -2.1}, "`$.frequency_penalty`"),
-        ({"prompt": "x", "seed": 2**63}, "`$.seed`"),
-        ({"prompt": "x", "stop": ""}, "`$.stop`"),
-        ({"prompt": "x", "stop": ["a", ""]}, "`$.stop[1]`"),
-        ({"prompt": "x", "stop_token_ids": [-1]}, "`$.stop_token_ids[0]`"),
-        ({"prompt": "x", "logprobs": 21}, "`$.logprobs`"),
-        ({"prompt": "x", "top_logprobs": 2}, "`$.top_logprobs`"),
-        ({"body": {"messages": [USER]}, "url": "/v1/embeddings"}, "`$.url`"),
-        ({"body": {"messages": [USER]}, "method": "GET"}, "`$.method`"),
-        ({"url": "/v1/chat/completions", "messages": [USER]}, "`$.body`"),
-        ({"body": {"messages": [USER]}, "messages": [USER]}, "`$`"),
-        ({"body": {"prompt": "x"}}, "`$.body.messages`"),
-        ({"body": {"messages": [{"role": "x", "content": "x"}]}}, "`$.body.messages[0].role`"),
-        ({"body": {"messages": [USER], "n": 2}}, "`$.body.n`"),
-        ({"body": {"messages": [USER], "best_of": 2}}, "`$.body.best_of`"),
-        ({"body": {"messages": [USER], "stream": True}}, "`$.body.stream`"),
-        ({"body": {"messages": [USER], "tools": [{"type": "function"}]}}, "`$.body.tools`"),
-        ({"body": {"messages": [USER], "functions": [{}]}}, "`$.body.functions`"),
-        (
-            {"body": {"messages": [USER], "response_format": {"type": "json_object"}}},
-            "`$.body.response_format`",
-        ),
-        ({"prompt": "x", "logit_bias": {"5": 1}}, "`$.logit_bias`"),
-    ],
-)
-def test_a_wrong_request_says_where(value: object, place: str) -> None:
-    code, message = refused(value)
-    assert code == "invalid_request"
-    assert place in message
-
-
-def test_messages_stay_short_whatever_the_line_holds() -> None:
-    assert len(refused({"messages": [{"role": "x" * 100_000, "content": ""}]})[1]) <= 300
-    assert len(refused({"url": "x\n" * 100_000})[1]) <= 300
 
 
 def test_an_unusable_line_still_names_its_custom_id() -> None:
@@ -356,6 +282,20 @@ _fields = st.sampled_from(
 @given(st.dictionaries(_fields, _json | st.just([USER]), max_size=6))
 def test_any_values_in_known_fields_parse_or_raise_a_line_error(value: dict[str, object]) -> None:
     assert code_of(msgspec.json.encode(value)) in {None, "invalid_json", "invalid_request"}
+
+
+def told(read: Callable[[], str | None]) -> tuple[str | None, ...]:
+    """The id of a usable line, or how it is refused."""
+    try:
+        return (read(),)
+    except LineError as error:
+        return error.code, error.message
+
+
+@given(raw_lines, st.sampled_from([LIMIT, 60]))
+def test_checking_a_line_says_what_parsing_it_says(raw: bytes, limit: int) -> None:
+    parsed = told(lambda: parse_line(raw, 1, limit).custom_id)
+    assert told(lambda: check_line(raw, limit)) == parsed
 
 
 _text = st.text(st.characters(exclude_categories=["Cs"]))

@@ -3,7 +3,7 @@
 import gzip
 import io
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jobs.errors import MissingObjectError
 from jobs.settings import Settings, load_settings
 from producer.errors import InputError
-from producer.inputs import InputLine, LineCutter, read, resolve
+from producer.inputs import LineCutter, read, resolve
 
 
 @pytest.fixture
@@ -89,7 +89,9 @@ def test_damaged_gzip_is_refused(tmp_path: Path, settings: Settings, damage: obj
 def test_an_object_is_read_by_its_url(tmp_path: Path, settings: Settings) -> None:
     data = b"line\n" * 3_000_000
     write(tmp_path / "o.jsonl", data)
-    assert whole(settings, f"file://{tmp_path}/o.jsonl") == data
+    chunks = list(read([f"file://{tmp_path}/o.jsonl"], settings))
+    assert b"".join(chunks) == data
+    assert max(map(len, chunks)) <= 1024 * 1024
     with pytest.raises(MissingObjectError):
         whole(settings, f"file://{tmp_path}/absent.jsonl")
 
@@ -103,10 +105,14 @@ def test_what_is_not_there_is_found_before_reading(tmp_path: Path) -> None:
         resolve([str(tmp_path)])
 
 
-def cut(chunks: list[bytes], limit: int) -> list[InputLine]:
+Cut = tuple[bytes | None, int]
+
+
+def cut(chunks: Iterable[bytes], limit: int) -> list[Cut]:
+    """Each line where it was kept, and its size."""
     cutter = LineCutter(limit)
     lines = [line for chunk in chunks for line in cutter.feed(chunk)]
-    return [*lines, *cutter.end()]
+    return [(line if isinstance(line, bytes) else None, len(line)) for line in [*lines, *cutter.end()]]
 
 
 @given(
@@ -116,8 +122,8 @@ def cut(chunks: list[bytes], limit: int) -> list[InputLine]:
 def test_lines_are_those_of_the_whole_however_it_is_chunked(chunks: list[bytes], limit: int) -> None:
     data = b"".join(chunks)
     *ended, last = data.split(b"\n")
-    expected = [(line if len(line) <= limit + 1 else None, len(line) + 1) for line in ended]
-    expected += [(last if len(last) <= limit + 1 else None, len(last))] if last else []
+    lines = [*ended, last] if last else ended
+    expected = [(line if len(line) <= limit + 1 else None, len(line)) for line in lines]
     assert cut(chunks, limit) == expected
 
 
@@ -127,12 +133,11 @@ def test_a_huge_line_is_not_held() -> None:
             yield b"x" * 1_000_000
         yield b"\nnext\n"
 
-    cutter = LineCutter(2_000_000)
     tracemalloc.start()
     try:
-        lines = [line for chunk in huge() for line in cutter.feed(chunk)]
+        lines = cut(huge(), 2_000_000)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert lines == [(None, 256_000_001), (b"next", 5)]
+    assert lines == [(None, 256_000_000), (b"next", 4)]
     assert peak < 8_000_000

@@ -1,17 +1,23 @@
 """The pass over an input: shards that cover it, and files that the workers' side reads back."""
 
 import hashlib
+import io
+import tempfile
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.records import JobKeys
+from jobs.dialogue import custom_id_of, parse_line
+from jobs.errors import LineError
+from jobs.records import JobKeys, Reject, Shard
 from jobs.settings import Settings, load_settings
-from jobs.shard_index import read_rejects, read_shard
+from jobs.shard_index import encode_shard, read_rejects, read_shard
 from jobs.storage import Store
 from producer.survey import ShardPlan, Survey
+from tests.line_strategies import raw_lines
 
 KEYS = JobKeys("job-1")
 
@@ -108,3 +114,72 @@ def test_shards_cover_all_lines_and_keep_their_limits(
     for length, lines in zip(plan.lengths, plan.lines, strict=True):
         assert 1 <= lines <= max_lines
         assert length <= max_bytes or lines == 1
+
+
+def unusable(lines: list[bytes], limit: int) -> list[Reject]:
+    """The long way round: every line is parsed, and all ids are at hand."""
+    rejects, used = [], set()
+    for number, line in enumerate(lines, start=1):
+        try:
+            custom_id = parse_line(line, number, limit).custom_id
+        except LineError as error:
+            named = custom_id_of(line) if len(line) <= limit + 1 else None
+            rejects.append(Reject(line=number, custom_id=named, code=error.code, message=error.message))
+            continue
+        if custom_id is not None and custom_id in used:
+            why = "an earlier line has the same custom_id - at `$.custom_id`"
+            rejects.append(Reject(line=number, custom_id=custom_id, code="duplicate_custom_id", message=why))
+        used.add(custom_id)
+    return rejects
+
+
+def cut_into_shards(sizes: list[int], rejects: dict[int, int], max_lines: int, max_bytes: int) -> list[Shard]:
+    """`rejects` has the bytes of the refusal of each refused line."""
+    groups: list[list[int]] = []
+    for number, size in enumerate(sizes, start=1):
+        group = groups[-1] if groups else []
+        if not group or len(group) == max_lines or sum(sizes[n - 1] for n in group) + size > max_bytes:
+            groups.append([])
+        groups[-1].append(number)
+    return [
+        Shard(
+            offset=sum(sizes[: group[0] - 1]),
+            length=sum(sizes[number - 1] for number in group),
+            first_line=group[0],
+            lines=len(group),
+            rejects_offset=sum(size for number, size in rejects.items() if number < group[0]),
+            rejects_length=sum(rejects.get(number, 0) for number in group),
+        )
+        for group in groups
+    ]
+
+
+@given(
+    st.lists(raw_lines, max_size=12),
+    st.sampled_from([b"\n", b"\r\n"]),
+    st.booleans(),
+    st.integers(1, 300),
+    st.integers(40, 200),
+)
+def test_the_pass_finds_what_parsing_line_by_line_finds(
+    lines: list[bytes], ending: bytes, ended: bool, chunk: int, limit: int
+) -> None:
+    data = ending.join(lines) + (ending if ended else b"")
+    pieces = data.split(b"\n")
+    sizes = [len(piece) + 1 for piece in pieces[:-1]] + ([len(pieces[-1])] if pieces[-1] else [])
+    rejects = unusable(pieces[: len(sizes)], limit)
+    rows = {reject.line: msgspec.json.encode(reject) + b"\n" for reject in rejects}
+    shards = cut_into_shards(sizes, {number: len(row) for number, row in rows.items()}, 3, 400)
+
+    sink = io.BytesIO()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(shard_lines=3, shard_bytes=400, max_line_bytes=limit)
+        survey = Survey(Path(folder), settings)
+        survey.run([data[place : place + chunk] for place in range(0, len(data), chunk)], sink)
+        survey.conclude()
+        assert survey.rejects.read_bytes() == b"".join(rows.values())
+        assert survey.index.read_bytes() == b"".join(map(encode_shard, shards))
+    assert sink.getvalue() == data
+    assert survey.sha256 == hashlib.sha256(data).hexdigest()
+    assert (survey.lines, survey.bytes, survey.rejected) == (len(sizes), len(data), len(rejects))
+    assert list(survey.unusable) == rejects[:20]
