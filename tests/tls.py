@@ -47,7 +47,11 @@ def tls_in_front_of(port: int, folder: Path) -> Iterator[Tls]:
 async def _listening(port: int, context: ssl.SSLContext) -> asyncio.Server:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(_pass_on(reader, upstream_writer), _pass_on(upstream_reader, writer))
+        try:
+            await asyncio.gather(_pass_on(reader, upstream_writer), _pass_on(upstream_reader, writer))
+        finally:
+            for each in (writer, upstream_writer):
+                each.transport.abort()
 
     return await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
 
@@ -69,3 +73,5 @@ async def _ended(server: asyncio.Server) -> None:
     for task in serving:
         task.cancel()
     await asyncio.gather(*serving, return_exceptions=True)
+    for _ in range(3):  # aborted transports close their sockets in the loop's next rounds
+        await asyncio.sleep(0)
