@@ -2,9 +2,12 @@
 #
 #   make demo PYTHON=python3.12     with another Python than `python3`
 #   make test ARGS='-k ledger -x'   with arguments for pytest
+#   make chaos N=100 SEED=7         a hundred random scenarios of faults, from this seed on
 
 PYTHON ?= python3
 JOBS ?= 2
+N ?= 20
+SEED ?= 1
 ARGS ?=
 
 VENV := .venv
@@ -27,7 +30,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
-.PHONY: help venv demo test test-unit lint format types imports clean
+.PHONY: help venv demo test test-unit chaos lint format types imports clean
 
 help: ## List these commands
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do \
@@ -62,6 +65,9 @@ test: $(READY) ## Run every test
 
 test-unit: $(READY) ## Run the unit tests only, under a minute
 	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) tests/unit $(ARGS)
+
+chaos: $(READY) ## Break a fleet at random and see that no line is lost: N scenarios from SEED on
+	@$(TEST_ENVIRONMENT) $(BIN)/python -m tests.chaos --seed $(SEED) --runs $(N)
 
 lint: $(READY) types imports ## Check format, lint rules, types and import rules; changes nothing
 	@$(BIN)/ruff format --check --quiet . || { echo "make format would put this right" >&2; exit 1; }

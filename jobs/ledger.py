@@ -41,6 +41,8 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str
     #: The lines that an attempt tried apart from others when it died, as `first-last`; or empty.
     suspects: str = ""
+    #: How often these were tried.
+    trials: int = 0
     #: What checkpointed lines have cost, and what was lost with dead attempts.
     device_seconds: float = 0.0
     wasted_seconds: float = 0.0
@@ -202,7 +204,7 @@ class Ledger:
         answer = self._run("claim", *_ref(hint), owner, _ms(lease_seconds))
         if answer[0] != b"claimed":
             return Refusal(answer[0].decode())
-        _, job, shard, epoch, attempt, outcome, suspects, device_ms, wasted_ms, waited_ms = answer
+        _, job, shard, epoch, attempt, outcome, suspects, trials, device_ms, wasted_ms, waited_ms = answer
         return Claim(
             ref=ShardRef(job.decode(), int(shard)),
             epoch=int(epoch),
@@ -210,6 +212,7 @@ class Ledger:
             attempt=int(attempt),
             outcome=outcome.decode(),
             suspects=suspects.decode(),
+            trials=int(trials),
             device_seconds=int(device_ms) / 1000,
             wasted_seconds=int(wasted_ms) / 1000,
             waited_seconds=max(0, int(waited_ms)) / 1000,

@@ -81,11 +81,17 @@ class Answers:
     def _generate_missing(self, given: ShardInput, lines: dict[int, bytes]) -> None:
         missing = [number for number in given.numbers if number not in lines]
         suspects = _span(self._claim.suspects)
+        floor = self._station.floor
         if not suspects and self._claim.attempt < self._station.settings.max_attempts:
-            self._generate(given, lines, missing)
+            with floor.shared(self._hold.check):
+                self._generate(given, lines, missing)
             return
-        self._generate_apart(given, lines, [number for number in missing if number in suspects] or missing)
-        self._generate(given, lines, [number for number in missing if number not in lines])
+        with floor.alone(self._hold.check):
+            self._generate_apart(
+                given, lines, [number for number in missing if number in suspects] or missing
+            )
+        with floor.shared(self._hold.check):
+            self._generate(given, lines, [number for number in missing if number not in lines])
 
     def _generate_apart(self, given: ShardInput, lines: dict[int, bytes], suspects: Sequence[int]) -> None:
         """Attempts died without finishing a line: try some apart, and note which for whoever follows.
@@ -93,7 +99,8 @@ class Answers:
         Halves of halves lead to one line, which is given up where it dies alone a second time.
         """
         log.warning("lines tried apart", lines=len(suspects), attempt=self._claim.attempt)
-        if len(suspects) == 1 and self._claim.suspects == _named(suspects) and self._claim.attempt > 1:
+        tried = self._claim.trials if self._claim.suspects == _named(suspects) else 0
+        if len(suspects) == 1 and tried > 1:
             reason = "workers died each time that they had this line, alone at last"
             self._fail_missing(given, lines, dialogue.ENGINE_ERROR, reason, only=suspects)
         else:

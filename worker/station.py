@@ -11,6 +11,7 @@ from jobs.ledger import Ledger
 from jobs.settings import Settings
 from jobs.storage import Store
 from worker.errors import HandedBackError
+from worker.floor import Floor
 from worker.generation import Model
 from worker.groups import DeviceGroup
 from worker.leases import LeaseKeeper
@@ -45,6 +46,7 @@ class Station:
     metrics: Metrics
     #: Opens and publishes the next shards of the model's queue.
     dispatch: Callable[[], None]
+    floor: Floor = field(default_factory=Floor)
     odometer: Odometer = field(default_factory=Odometer)
     #: Set when shards are to be handed back instead of finished.
     hand_back: threading.Event = field(default_factory=threading.Event)

@@ -11,7 +11,7 @@
 --   <p>:weight:<model>   str   sum of the weights in turns
 --   <p>:open:<id>        set   shards open and not committed; everything below `next` that is not here is done
 --   <p>:shard:<id>/<n>   hash  of an open shard: epoch and owner, which fence its writes; attempts since its last
---                              finished line; suspects, the lines tried apart from others; due_ms; of its checkpointed
+--                              finished line; suspects, the lines tried apart, and trials of them; due_ms; of its checkpointed
 --                              lines failed, prompt_tokens, completion_tokens, device_ms; wasted_ms; unkept_ms, the
 --                              device time of lines not checkpointed yet
 --   <p>:lines:<id>/<n>   hash  line number -> output line, the checkpoints of an open shard

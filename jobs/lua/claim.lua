@@ -1,8 +1,8 @@
 -- Take a shard under a lease and a new epoch: of the job whose turn it is, which need not be the hint's. Of the
 -- hint's own job it is the hinted shard, where that is there to be taken, else the first that waits.
 -- A claim repeated by the same owner gets the same shard, so that an answer lost on the way can be asked for again.
--- Returns {'claimed', id, shard, epoch, attempts, outcome, suspects, device ms, wasted ms, waited ms}, or {why not}:
--- unknown, unopened, committed, leased.
+-- Returns {'claimed', id, shard, epoch, attempts, outcome, suspects, trials, device ms, wasted ms, waited ms}, or
+-- {why not}: unknown, unopened, committed, leased.
 --
 -- The tags are those of weighted fair queueing (Demers, Keshav, Shenker, "Analysis and Simulation of a Fair Queueing
 -- Algorithm", 1989), negated: a job's falls by 1/weight with each of its shards, the clock by 1/(sum of weights) with
@@ -20,9 +20,11 @@ end
 local now = milliseconds()
 
 local function answer(of, number, waited)
-  local shard = redis.call('HMGET', shard_key(of, number), 'epoch', 'attempts', 'suspects', 'device_ms', 'wasted_ms')
+  local shard = redis.call('HMGET', shard_key(of, number), 'epoch', 'attempts', 'suspects', 'trials', 'device_ms',
+    'wasted_ms')
   return {'claimed', of, tonumber(number), tonumber(shard[1]), tonumber(shard[2]),
-    redis.call('HGET', job_key(of), 'outcome'), shard[3] or '', tonumber(shard[4] or 0), tonumber(shard[5] or 0), waited}
+    redis.call('HGET', job_key(of), 'outcome'), shard[3] or '', tonumber(shard[4] or 0), tonumber(shard[5] or 0),
+    tonumber(shard[6] or 0), waited}
 end
 
 local before = redis.call('GET', p .. ':claim:' .. owner)
