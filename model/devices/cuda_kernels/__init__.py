@@ -1,0 +1,5 @@
+"""The GPU's operations in Triton, one subject a file: the kernel, and the typed function that launches it.
+
+The functions are those of the device interface, for tensors as the decoder has them. They need the package
+triton, which CUDA builds of torch bring, and run on CPU tensors as well where TRITON_INTERPRET=1 is set.
+"""
