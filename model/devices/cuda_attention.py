@@ -19,16 +19,16 @@ from model.devices.cuda_kernels import attention, kv_write
 from model.devices.cuda_kernels.attention import Sequences, Tiles
 from model.transfer import upload
 
-#: Rows of a tile: the least that a matrix product takes, and the most that a tile of a prompt has.
-_FEWEST_ROWS, _MOST_ROWS = 16, 128
-#: Keys that a program looks at together; fewer where they are large, for they lie in shared memory.
-_KEYS, _KEYS_OF_LARGE, _LARGE_BYTES = 64, 32, 256
+#: Rows of a tile: the least that a matrix product takes.
+_FEWEST_ROWS = 16
+#: By the bytes of a head's key, the most rows of a tile of a prompt and the keys that a program looks at
+#: together: what fits into shared memory and registers from Ampere on.
+_SHAPES = ((256, (128, 64)), (512, (64, 32)))
+_LARGEST = (16, 16)
 #: Most programs that share the keys of one sequence.
 _MOST_SPLITS = 64
 #: Integers of each kind begin at multiples of 16 bytes: for other addresses Triton compiles another kernel.
 ALIGNED = 4
-
-Ints = NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +51,7 @@ class PagedAttention:
         kv_write.write(key, value, *cache, self.slots)
         out = query.new_empty(query.shape)
         kv_heads = key.shape[1]
-        large = query.shape[2] * query.element_size() > _LARGE_BYTES
-        keys = _KEYS_OF_LARGE if large else _KEYS
+        _, keys = tile_shape(query)
         if count := len(self.decodes[0]):
             tiles = Tiles(
                 *self.decodes,
@@ -74,7 +73,8 @@ def prepare(metadata: AttentionMetadata, where: torch.device, processors: int) -
     def attend(query: Tensor, key: Tensor, value: Tensor, cache: LayerCache) -> Tensor:
         nonlocal prepared
         if prepared is None:
-            prepared = _prepared(metadata, query.shape[1] // key.shape[1], where, processors)
+            most_rows, _ = tile_shape(query)
+            prepared = _prepared(metadata, query.shape[1] // key.shape[1], most_rows, where, processors)
         return prepared(query, key, value, cache)
 
     return attend
@@ -89,11 +89,17 @@ def _rows(wanted: int) -> int:
     return max(_FEWEST_ROWS, int(triton.next_power_of_2(wanted)))
 
 
+def tile_shape(heads: Tensor) -> tuple[int, int]:
+    """The most rows of a tile and its keys for [tokens, heads, head_dim]."""
+    size = heads.shape[2] * heads.element_size()
+    return next((shape for limit, shape in _SHAPES if size <= limit), _LARGEST)
+
+
 def _prepared(
-    metadata: AttentionMetadata, group: int, where: torch.device, processors: int
+    metadata: AttentionMetadata, group: int, most_rows: int, where: torch.device, processors: int
 ) -> PagedAttention:
     lengths = np.diff(metadata.query_starts)
-    rows = max(_rows(group), min(_MOST_ROWS, _rows(int(lengths.max()) * group)))
+    rows = max(_rows(group), min(most_rows, _rows(int(lengths.max()) * group)))
     step = rows // group
     tiles = -(-lengths[metadata.num_decodes :] // step)
     # The last tile of a chunk has the most keys: it begins first.
