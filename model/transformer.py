@@ -65,9 +65,7 @@ class Decoder:
             token_ids=upload(batch.token_ids, self.where),
             positions=upload(batch.positions, self.where),
             bases=upload(self._bases(batch), self.where),
-            attend=self.device.attention(
-                batch.attention_metadata(block_size), self.num_kv_heads, self.where
-            ),
+            attend=self.device.attention(batch.attention_metadata(block_size), self.num_kv_heads, self.where),
         )
         everything = len(batch.logit_rows) == len(batch.token_ids)
         x = self._hidden(step, caches, None if everything else upload(batch.logit_rows, self.where))
@@ -78,7 +76,7 @@ class Decoder:
     def recorded(
         self, caches: list[LayerCache], limits: DecodeLimits
     ) -> Callable[[Batch], Tensor | None] | None:
-        """As calling it, for batches of single tokens whose logits are all wanted; None if nothing is recorded."""
+        """As calling it, for single tokens whose logits are all wanted; None where nothing is recorded."""
         if not isinstance(self.device, RecordsDecode):
             return None
         run = self.device.record_decode(lambda step: self._hidden(step, caches), limits, self.where)

@@ -21,10 +21,10 @@ from model.transfer import upload
 
 #: Rows of a tile: the least that a matrix product takes.
 _FEWEST_ROWS = 16
-#: By the bytes of a head's key, the most rows of a tile of a prompt and the keys that a program looks at
-#: together: what fits into shared memory and registers from Ampere on.
-_SHAPES = ((256, (128, 64)), (512, (64, 32)))
-_LARGEST = (16, 16)
+#: By the width of a head, the most rows of a tile of a prompt and the keys that a program looks at together:
+#: what fits into shared memory and registers from Ampere on. Checks in float32 have the least.
+_SHAPES = ((128, (128, 64)), (256, (64, 32)))
+_LEAST = (16, 16)
 #: Most programs that share the keys of one sequence.
 _MOST_SPLITS = 64
 #: Integers of each kind begin at multiples of 16 bytes: for other addresses Triton compiles another kernel.
@@ -91,8 +91,9 @@ def _rows(wanted: int) -> int:
 
 def tile_shape(heads: Tensor) -> tuple[int, int]:
     """The most rows of a tile and its keys for [tokens, heads, head_dim]."""
-    size = heads.shape[2] * heads.element_size()
-    return next((shape for limit, shape in _SHAPES if size <= limit), _LARGEST)
+    if heads.element_size() > 2:
+        return _LEAST
+    return next((shape for width, shape in _SHAPES if heads.shape[2] <= width), _LEAST)
 
 
 def _prepared(

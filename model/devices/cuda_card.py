@@ -4,7 +4,6 @@ All that needs a real card is here, so that the rest of the device runs in Trito
 """
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -48,7 +47,7 @@ def multiplies_bfloat16() -> bool:
 
 def processors() -> int:
     """Streaming multiprocessors of the current GPU."""
-    return cast(int, torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count)
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
 
 
 class Recorder:
@@ -59,7 +58,7 @@ class Recorder:
 
     def record(self, run: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
         """What runs it again on the same tensors, and its result, which each run overwrites."""
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             run()  # kernels are compiled and libraries set up at the first call, which can not be recorded

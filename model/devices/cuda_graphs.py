@@ -18,7 +18,7 @@ from model.devices.cuda_attention import ALIGNED, PagedAttention
 from model.devices.cuda_kernels.attention import Sequences
 from model.transfer import upload
 
-#: Vectors at the beginning of the buffer: tokens, positions, rope bases, contexts, slots. Then the block tables.
+#: Vectors before the block tables in the buffer: tokens, positions, rope bases, contexts, slots.
 _VECTORS = 5
 
 
@@ -44,7 +44,9 @@ class DecodeGraphs:
 
     def _record(self, rows: int) -> "_Recorded":
         stride = -(-rows // ALIGNED) * ALIGNED
-        buffer = torch.zeros(((_VECTORS + self._limits.blocks), stride), dtype=torch.int32, device=self._where)
+        buffer = torch.zeros(
+            ((_VECTORS + self._limits.blocks), stride), dtype=torch.int32, device=self._where
+        )
         buffer[4] = -1
         tokens, positions, bases, contexts, slots = buffer[:_VECTORS, :rows]
         numbers = torch.arange(rows + 1, dtype=torch.int32, device=self._where)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
@@ -17,8 +16,8 @@ WHERE = torch.device("cuda" if REAL else "cpu")
 if not REAL:
     os.environ["TRITON_INTERPRET"] = "1"
 
-#: Enough for long sequences to be split, few enough for the interpreter.
-PROCESSORS = 8
+#: Enough for the keys of sequences alone to be split, few enough for the interpreter.
+PROCESSORS = 2
 
 
 class Recorder:
@@ -29,19 +28,24 @@ class Recorder:
         return lambda: result.copy_(run()), result
 
 
-def simulate(monkeypatch: pytest.MonkeyPatch) -> None:
+#: (owner, name, value), as `setattr` or one that is undone after a test.
+Replace = Callable[[Any, str, Any], None]
+
+
+def simulate(replace: Replace) -> None:
     """Have the device take host memory for a GPU's, and the interpreter compute in bfloat16 as GPUs do."""
-    from model.devices import cuda_card  # noqa: PLC0415 - after the environment is set
+    from model.devices import cuda, cuda_card  # noqa: PLC0415 - after the environment is set
 
-    monkeypatch.setattr(cuda_card, "choose", lambda _rank: WHERE)
-    monkeypatch.setattr(cuda_card, "spare_bytes", lambda: 2**26)
-    monkeypatch.setattr(cuda_card, "multiplies_bfloat16", lambda: True)
-    monkeypatch.setattr(cuda_card, "processors", lambda: PROCESSORS)
-    monkeypatch.setattr(cuda_card, "Recorder", Recorder)
-    _correct_bfloat16(monkeypatch)
+    replace(cuda, "BACKEND", "gloo")
+    replace(cuda_card, "choose", lambda _rank: WHERE)
+    replace(cuda_card, "spare_bytes", lambda: 2**26)
+    replace(cuda_card, "multiplies_bfloat16", lambda: True)
+    replace(cuda_card, "processors", lambda: PROCESSORS)
+    replace(cuda_card, "Recorder", Recorder)
+    _correct_bfloat16(replace)
 
 
-def _correct_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+def _correct_bfloat16(replace: Replace) -> None:
     """Triton 3.9's interpreter cuts float32 off where GPUs round, and multiplies matrices of bit patterns."""
     from triton import language as tl  # noqa: PLC0415
     from triton.runtime import interpreter  # noqa: PLC0415
@@ -64,5 +68,5 @@ def _correct_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
             )
         return dot(builder, left, right, *others)
 
-    monkeypatch.setattr(interpreter, "_convert_float", converted)
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", multiplied)
+    replace(interpreter, "_convert_float", converted)
+    replace(interpreter.InterpreterBuilder, "create_dot", multiplied)

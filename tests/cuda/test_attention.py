@@ -71,7 +71,9 @@ def step_of(case: Case, dtype: torch.dtype) -> Step:
     numbers = 1 + random.permutation(sum(counts))
     tables = np.zeros((len(counts), max(counts)), np.int32)
     shape = CacheShape(len(numbers) + 1, case.block_size, kv_heads, case.head_dim)
-    cache = LayerCache(*(part.fill_(torch.nan).cpu() for part in cuda.allocate_cache(shape, dtype, card.WHERE)))
+    cache = LayerCache(
+        *(part.fill_(torch.nan).cpu() for part in cuda.allocate_cache(shape, dtype, card.WHERE))
+    )
     slots: list[int] = []
     merged, expected = [], []
     for row, ((count, context), blocks) in enumerate(zip(case.lens, counts, strict=True)):
@@ -107,7 +109,10 @@ def reference(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 @each_dtype
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_attention(record_property: Record, dtype: torch.dtype, case: Case) -> None:
+def test_attention(
+    record_property: Record, dtype: torch.dtype, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.devices.cuda_card.processors", lambda: 8)
     step = step_of(case, dtype)
     attend = cuda.attention(step.metadata, case.heads[0], card.WHERE)
     found = attend(*step.parts, step.cache)

@@ -2,7 +2,7 @@
 
 A program takes a tile of queries with one kv head: the tile's rows are tokens × the query heads that share
 it, so that keys and values are read once for the whole group. Where there are few tiles, the keys of each are
-split among several programs, and a second kernel adds the parts up under their common maximum (Flash-Decoding).
+split among several programs, and a second kernel adds the parts up under their common maximum: Flash-Decoding.
 Nothing that decides the launch is read from the device, so that a launch can be recorded and replayed.
 """
 
@@ -146,9 +146,9 @@ class Sequences:
 def attend(
     query: Tensor, keys: Tensor, values: Tensor, sequences: Sequences, tiles: Tiles, out: Tensor
 ) -> None:
-    """Write the tiles' rows of out [tokens, heads, head_dim]. query [tokens, heads, head_dim], heads side by side.
+    """Write the tiles' rows of out [tokens, heads, head_dim].
 
-    keys, values [blocks, kv_heads, block_size, head_dim], this step's included.
+    query [tokens, heads, head_dim], heads side by side; keys, values [blocks, kv_heads, block_size, head_dim].
     """
     tokens, heads, head_dim = query.shape
     _, kv_heads, size, _ = keys.shape
@@ -167,6 +167,4 @@ def attend(
     )  # fmt: skip
     if tiles.splits > 1:
         rows = len(tiles.sequences) * heads
-        _join_kernel[(rows,)](
-            parts, maxima, sums, out, HEAD_DIM=head_dim, DIM=dim, SPLITS=tiles.splits
-        )
+        _join_kernel[(rows,)](parts, maxima, sums, out, HEAD_DIM=head_dim, DIM=dim, SPLITS=tiles.splits)

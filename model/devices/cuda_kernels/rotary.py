@@ -25,9 +25,13 @@ def _rotate_kernel(
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """heads [tokens, heads, head_dim], each token's heads one after another; cos, sin [tokens, head_dim / 2]."""
+    """heads [tokens, heads, head_dim], each token's side by side; cos, sin [tokens, head_dim / 2]."""
     tokens, count, head_dim = heads.shape
-    if heads.stride(2) != 1 or heads.stride(1) != head_dim or not (cos.is_contiguous() and sin.is_contiguous()):
+    if (
+        heads.stride(2) != 1
+        or heads.stride(1) != head_dim
+        or not (cos.is_contiguous() and sin.is_contiguous())
+    ):
         raise ValueError("the rotary kernel needs each token's heads side by side, and contiguous angles")
     if tokens:
         _rotate_kernel[(tokens,)](

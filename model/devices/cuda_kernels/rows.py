@@ -1,4 +1,4 @@
-"""RMSNorm, addition and RMSNorm, and the gate: a program for each row, or for a piece of one. All in float32."""
+"""RMSNorm, addition and RMSNorm, and the gate, in float32: a program for each row, or for a piece of one."""
 
 import torch
 import triton
@@ -10,9 +10,7 @@ _GATE_COLUMNS = 1024
 
 
 @triton.jit
-def _norm_kernel(
-    x_ptr, delta_ptr, weight_ptr, out_ptr, columns, eps, ADD: tl.constexpr, BLOCK: tl.constexpr
-):
+def _norm_kernel(x_ptr, delta_ptr, weight_ptr, out_ptr, columns, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < columns
