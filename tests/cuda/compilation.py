@@ -1,4 +1,4 @@
-"""Compiles the kernels for GPUs that are not there, and says what they take: `compilation.py SM SHAPE DTYPE …`.
+"""Compiles kernels for GPUs that are not there, and says what they take: `compilation.py SM SHAPE DTYPE …`.
 
 The device's own functions run on a few tokens of the real models' shapes; where a kernel would be launched it
 is compiled only, for the arguments it would have had. One line of JSON for each kernel that this makes.

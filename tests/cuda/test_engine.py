@@ -16,7 +16,7 @@ from tests.cuda import card
 from tests.golden import reference
 
 #: Few, for the interpreter takes its time.
-TOKENS = 4
+TOKENS = 3
 GREEDY = SamplingParams(max_tokens=TOKENS, temperature=0, ignore_eos=True)
 SAMPLED = SamplingParams(
     max_tokens=TOKENS, temperature=0.8, top_p=0.9, seed=7, repetition_penalty=1.2, logprobs=2, ignore_eos=True
@@ -48,7 +48,7 @@ def original(count: int = 4, length: int = TOKENS) -> list[list[int]]:
 @pytest.mark.parametrize(
     "options",
     [
-        {"block_size": 8, "max_step_tokens": 64},
+        {"block_size": 8, "max_step_tokens": 100},
         {"block_size": 1, "max_step_tokens": 512, "count": 3, "prefix_caching": False},
         {"attention": "flash", "max_step_tokens": 30, "count": 3},
     ],

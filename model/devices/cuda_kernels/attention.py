@@ -2,8 +2,8 @@
 
 A program takes a tile of queries with one kv head: the tile's rows are tokens × the query heads that share
 it, so that keys and values are read once for the whole group. Where there are few tiles, the keys of each are
-split among several programs, and a second kernel adds the parts up under their common maximum: Flash-Decoding.
-Nothing that decides the launch is read from the device, so that a launch can be recorded and replayed.
+split among several programs, and a second kernel adds the parts up under their common maximum, as
+Flash-Decoding does. No launch depends on what is on the device, so that it can be recorded and replayed.
 """
 
 from dataclasses import dataclass
@@ -148,7 +148,7 @@ def attend(
 ) -> None:
     """Write the tiles' rows of out [tokens, heads, head_dim].
 
-    query [tokens, heads, head_dim], heads side by side; keys, values [blocks, kv_heads, block_size, head_dim].
+    query [tokens, heads, head_dim], heads side by side; keys, values [blocks, kv_heads, size, head_dim].
     """
     tokens, heads, head_dim = query.shape
     _, kv_heads, size, _ = keys.shape

@@ -1,4 +1,4 @@
-"""A step's keys and values into the cache [blocks, kv_heads, block_size, head_dim]: a program for each token."""
+"""A step's keys and values into the cache, [blocks, kv_heads, size, head_dim]: a program for each token."""
 
 import triton
 import triton.language as tl
