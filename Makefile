@@ -72,7 +72,8 @@ test-cuda: $(READY) ## Run the GPU's kernels: on a GPU, or simulated in Triton's
 	@$(BIN)/python -c 'import triton' 2>/dev/null || test -e $(TRITON)/.ready || { \
 		echo "Setting up Triton for the tests of the GPU's kernels (280 MB, once)"; \
 		$(PIP) install -c constraints.txt --no-deps --target $(TRITON) triton && touch $(TRITON)/.ready; } || true
-	@PYTHONPATH=$(TRITON) $(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) tests/cuda
+	@PYTHONPATH=$(TRITON) $(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) tests/cuda $(ARGS) \
+		|| { test $$? -eq 5 && test -n "$(ARGS)"; }  # with arguments that choose none of these
 
 lint: $(READY) types imports ## Check format, lint rules, types and import rules; changes nothing
 	@$(BIN)/ruff format --check --quiet . || { echo "make format would put this right" >&2; exit 1; }

@@ -1,9 +1,9 @@
 """Builds, checks and times the engine on a GPU in one call: `python -m benchmarks.gpu [OPTIONS]`.
 
-The exit status is 2 where there is no GPU. Weights are made up in the shapes of InternLM2, in bfloat16. Steps are held against a floor: for decoding the
-bytes of weights and cache over the measured rate of copying, for prompts their operations over the measured
-rate of multiplying matrices. transformers' continuous batching runs the same requests on a Llama of the same
-shape. Each side runs in a process of its own; a short table comes last.
+The exit status is 2 where there is no GPU. Weights are made up in the shapes of InternLM2, in bfloat16. Steps
+are held against a floor: for decoding the bytes of weights and cache over the measured rate of copying, for
+prompts their operations over the measured rate of matrix products. transformers' continuous batching runs
+the same requests on a Llama of the same shape. Each side has a process of its own; a short table comes last.
 """
 
 import argparse

@@ -18,7 +18,7 @@ STACK_BYTES = 32
 @pytest.mark.parametrize(
     ("architecture", "product", "cases"),
     [
-        (80, "mma.sync", ("7b", "bfloat16", "small", "float32")),
+        (80, "mma.sync", ("7b", "bfloat16", "20b", "bfloat16", "small", "float32")),
         (90, "wgmma", ("7b", "bfloat16", "20b", "bfloat16", "small", "float16")),
     ],
     ids=["Ampere", "Hopper"],
