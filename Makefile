@@ -61,8 +61,8 @@ demo: $(READY) $(DEMO_MODEL)/config.json ## Summarize examples/dialogues.jsonl o
 	@LONGHAUL_DTYPE=$(LONGHAUL_DTYPE) $(BIN)/producer submit $(DEMO_INPUT) --local --model $(DEMO_MODEL) --max-tokens 96 --output $(DEMO_OUTPUT)
 
 test: $(READY) ## Run every test
-	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) --ignore tests/cuda $(ARGS)
 	@$(MAKE) test-cuda
+	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) --ignore tests/cuda $(ARGS)
 
 test-unit: $(READY) ## Run the unit tests only, under a minute
 	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) tests/unit $(ARGS)
