@@ -117,6 +117,16 @@ def test_decode_steps_are_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert replayed == [3, 2, 1, 1]
 
 
+def test_rows_that_fill_up_a_step_touch_no_sequence() -> None:
+    """Three rows in a step recorded for four; without paging the cache's first slot is a sequence's own."""
+    params = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
+    found = []
+    for device in ("cuda", "cpu"):
+        with LLM(reference.load("v2_gqa").folder, device=device, attention="flash", **OPTIONS) as llm:
+            found.append(tokens(llm.generate([[5, 6], [7, 8], [9, 10, 11]], params)))
+    assert found[0] == found[1]
+
+
 def test_the_ladder_of_recorded_sizes() -> None:
     assert sorted({rung(rows, 200) for rows in range(1, 201)}) == [
         1,
