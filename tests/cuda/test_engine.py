@@ -59,8 +59,8 @@ def test_greedy_tokens_equal_the_original(options: dict[str, Any]) -> None:
     assert tokens(found) == original(len(found))
 
 
-def test_a_preempted_and_a_found_prompt_give_the_same() -> None:
-    """A cache for little more than one sequence, then prompts that are found."""
+def test_found_prompts_give_the_same() -> None:
+    """In a cache for little more than these, the second time."""
     golden = reference.load("v2_gqa")
     prompts = [golden.prompts[number] for number in shortest(3)]
     options = OPTIONS | {"block_size": 4, "max_model_len": 64, "kv_cache_bytes": golden.cache_bytes(64 + 16)}
