@@ -30,7 +30,10 @@ SHELL := bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
-.PHONY: help venv demo test test-unit chaos lint format types imports clean
+# Triton takes a gigabyte on disk, and only the tests of the GPU's kernels want it: it is not in .venv's packages.
+TRITON := $(VENV)/triton
+
+.PHONY: help venv demo test test-unit test-cuda chaos lint format types imports clean
 
 help: ## List these commands
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do \
@@ -61,13 +64,22 @@ demo: $(READY) $(DEMO_MODEL)/config.json ## Summarize examples/dialogues.jsonl o
 	@LONGHAUL_DTYPE=$(LONGHAUL_DTYPE) $(BIN)/producer submit $(DEMO_INPUT) --local --model $(DEMO_MODEL) --max-tokens 96 --output $(DEMO_OUTPUT)
 
 test: $(READY) ## Run every test
-	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)
+	@$(MAKE) test-cuda
+	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) --ignore tests/cuda $(ARGS)
 
 test-unit: $(READY) ## Run the unit tests only, under a minute
 	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) tests/unit $(ARGS)
 
 chaos: $(READY) ## Break a fleet at random and see that no line is lost: N scenarios from SEED on
 	@$(TEST_ENVIRONMENT) $(BIN)/python -m tests.chaos --seed $(SEED) --runs $(N)
+
+# Where Triton can not be had the tests say so and are skipped. A GPU's torch has brought its own.
+test-cuda: $(READY) ## Run the GPU's kernels: on a GPU, or simulated in Triton's interpreter
+	@$(BIN)/python -c 'import triton' 2>/dev/null || test -e $(TRITON)/.ready || { \
+		echo "Setting up Triton for the tests of the GPU's kernels (280 MB, once)"; \
+		$(PIP) install -c constraints.txt --no-deps --target $(TRITON) triton && touch $(TRITON)/.ready; } || true
+	@PYTHONPATH=$(TRITON) $(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) tests/cuda $(ARGS) \
+		|| { test $$? -eq 5 && test -n "$(ARGS)"; }  # with arguments that choose none of these
 
 lint: $(READY) types imports ## Check format, lint rules, types and import rules; changes nothing
 	@$(BIN)/ruff format --check --quiet . || { echo "make format would put this right" >&2; exit 1; }

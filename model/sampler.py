@@ -15,6 +15,7 @@ from torch import Tensor
 
 from model.draws import Draws, Edits, uniforms
 from model.request import TokenLogprob
+from model.transfer import upload
 
 #: How many of the likeliest tokens are sorted at first, and then for rows that these do not settle; the last
 #: resort is the whole vocabulary.
@@ -171,4 +172,4 @@ def _invert(weights: Tensor, chances: Tensor) -> Tensor:
 
 
 def _on(logits: Tensor, values: NDArray[np.float32] | NDArray[np.int64]) -> Tensor:
-    return torch.from_numpy(values).to(logits.device)
+    return upload(values, logits.device)

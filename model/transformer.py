@@ -1,15 +1,19 @@
 """The one decoder of the whole family, on one rank: a step's packed tokens → logits of the sampled rows."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.batch import Batch
-from model.devices import CacheShape, LayerCache
+from model.devices import CacheShape, DecodeLimits, LayerCache, RecordsDecode, StepInputs
 from model.layers import MLP, Attention, Embedding, Head, Loader
 from model.parallel import Group
 from model.rope import cos_sin, token_bases
+from model.transfer import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,33 +61,54 @@ class Decoder:
     @torch.inference_mode()
     def __call__(self, batch: Batch, caches: list[LayerCache], block_size: int) -> Tensor | None:
         """Float32 logits [rows, vocab_size] of `batch.logit_rows` on rank 0, None on the others."""
-        cos, sin = self._rotation(batch)
-        attend = self.device.attention(batch.attention_metadata(block_size), self.num_kv_heads, self.where)
+        step = StepInputs(
+            token_ids=upload(batch.token_ids, self.where),
+            positions=upload(batch.positions, self.where),
+            bases=upload(self._bases(batch), self.where),
+            attend=self.device.attention(batch.attention_metadata(block_size), self.num_kv_heads, self.where),
+        )
+        everything = len(batch.logit_rows) == len(batch.token_ids)
+        x = self._hidden(step, caches, None if everything else upload(batch.logit_rows, self.where))
+        if len(x) == 0:
+            return x.new_empty((0, self.config.vocab_size), dtype=torch.float32)
+        return self.head(x)
+
+    def recorded(
+        self, caches: list[LayerCache], limits: DecodeLimits
+    ) -> Callable[[Batch], Tensor | None] | None:
+        """As calling it, for single tokens whose logits are all wanted; None where nothing is recorded."""
+        if not isinstance(self.device, RecordsDecode):
+            return None
+        run = self.device.record_decode(lambda step: self._hidden(step, caches), limits, self.where)
+
+        @torch.inference_mode()
+        def decode(batch: Batch) -> Tensor | None:
+            return self.head(run(batch, self._bases(batch)))
+
+        return decode
+
+    def _hidden(self, step: StepInputs, caches: list[LayerCache], wanted: Tensor | None = None) -> Tensor:
+        """What the head is applied to, [rows, hidden_size], of the wanted rows of the step or of all."""
+        cos, sin = self._rotation(step)
         norm, add_norm, eps = self.device.norm, self.device.add_norm, self.config.norm_eps
-        residual = self.embedding(torch.from_numpy(batch.token_ids).to(self.where))
+        residual = self.embedding(step.token_ids)
         x = norm(residual, self.layers[0].attention_norm, eps)
         next_norms = [*(layer.attention_norm for layer in self.layers[1:]), self.final_norm]
         for layer, cache, next_norm in zip(self.layers, caches, next_norms, strict=True):
-            mixed = layer.attention.mix(x, cos, sin, attend, cache)
-            if layer is self.layers[-1]:
+            mixed = layer.attention.mix(x, cos, sin, step.attend, cache)
+            if wanted is not None and layer is self.layers[-1]:
                 # Beyond their keys and values, only the tokens whose logits are wanted matter now.
-                mixed, residual = self._wanted(batch, mixed), self._wanted(batch, residual)
+                mixed, residual = mixed[wanted], residual[wanted]
                 if len(residual) == 0:
-                    return residual.new_empty((0, self.config.vocab_size), dtype=torch.float32)
+                    return residual
             x = add_norm(residual, layer.attention.project(mixed), layer.mlp_norm, eps)
             x = add_norm(residual, layer.mlp(x), next_norm, eps)
-        return self.head(x)
+        return x
 
-    def _wanted(self, batch: Batch, x: Tensor) -> Tensor:
-        """The rows whose logits are wanted, [tokens, columns] → [rows, columns]."""
-        if len(batch.logit_rows) == len(batch.token_ids):
-            return x
-        return x[torch.from_numpy(batch.logit_rows).to(self.where)]
+    def _bases(self, batch: Batch) -> NDArray[np.float32]:
+        return token_bases(self.config.rope, self.config.head_dim, batch.positions, batch.token_prompt_lens)
 
-    def _rotation(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _rotation(self, step: StepInputs) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the step's tokens in the decoder's dtype, [tokens, head_dim / 2]."""
-        rope, head_dim = self.config.rope, self.config.head_dim
-        bases = token_bases(rope, head_dim, batch.positions, batch.token_prompt_lens)
-        positions = torch.from_numpy(batch.positions).to(self.where)
-        cos, sin = cos_sin(rope, head_dim, positions, torch.from_numpy(bases).to(self.where))
+        cos, sin = cos_sin(self.config.rope, self.config.head_dim, step.positions, step.bases)
         return cos.to(self.dtype), sin.to(self.dtype)

@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 from hypothesis import HealthCheck, settings
 
+from tests import devices
 from tests.models import small_model
 from tests.services import S3, Valkey, s3_server, valkey_server
 
@@ -22,6 +23,12 @@ settings.register_profile(
     derandomize="CI" in os.environ,
 )
 settings.load_profile("longhaul")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes `device` runs on each device at hand."""
+    if "device" in metafunc.fixturenames:
+        metafunc.parametrize("device", devices.at_hand())
 
 
 @pytest.fixture

@@ -5,12 +5,14 @@ A device is a module: its functions take tensors and own no state. It never sees
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from model.batch import AttentionMetadata
+from model.batch import AttentionMetadata, Batch
 from model.config import DeviceName, DTypeName
 from model.errors import ConfigError
 
@@ -95,6 +97,42 @@ class Device(Protocol):
 
     def attention(self, metadata: AttentionMetadata, kv_heads: int, where: torch.device) -> Attend:
         """Prepare the attention of one step."""
+        ...
+
+
+class StepInputs(NamedTuple):
+    """What the decoder reads of a step, on the device."""
+
+    #: int32 [tokens]
+    token_ids: Tensor
+    #: int32 [tokens]
+    positions: Tensor
+    #: What each token's rotary angle goes by, float32 [tokens].
+    bases: Tensor
+    attend: Attend
+
+
+class DecodeLimits(NamedTuple):
+    """The largest decode step."""
+
+    rows: int
+    #: Of one sequence.
+    blocks: int
+    block_size: int
+
+
+#: A decode step without its last product: StepInputs → [rows, hidden_size]. Reads only what is on the device.
+DecodeRun = Callable[[StepInputs], Tensor]
+#: A batch of single tokens whose logits are all wanted, and their rope bases → what the run gives for it.
+DecodeStep = Callable[[Batch, NDArray[np.float32]], Tensor]
+
+
+@runtime_checkable
+class RecordsDecode(Protocol):
+    """What a device may offer besides: decode steps that are recorded once and replayed."""
+
+    def record_decode(self, run: DecodeRun, limits: DecodeLimits, where: torch.device) -> DecodeStep:
+        """Decode steps by recordings of `run`."""
         ...
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from model import LLM, Engine, EngineConfig, Request, SamplingParams
+from model.config import DeviceName
 from model.errors import ConfigError
 from tests.golden import reference
 
@@ -11,10 +12,10 @@ GREEDY = SamplingParams(max_tokens=reference.GENERATED, temperature=0, ignore_eo
 
 @pytest.mark.parametrize("name", reference.NAMES)
 @pytest.mark.parametrize(("step_tokens", "seqs"), [(7, 3), (64, 8), (512, 1)])
-def test_tokens_equal_the_original(name: str, step_tokens: int, seqs: int) -> None:
+def test_tokens_equal_the_original(name: str, step_tokens: int, seqs: int, device: DeviceName) -> None:
     golden = reference.load(name)
     options = {"max_step_tokens": step_tokens, "max_num_seqs": seqs, "max_model_len": 200, "num_threads": 1}
-    with LLM(golden.folder, attention="flash", **options) as llm:
+    with LLM(golden.folder, device=device, attention="flash", **options) as llm:
         assert (llm.engine.stats().total_blocks, llm.engine.max_model_len) == (seqs, 200)
         for _ in range(2):
             completions = llm.generate(golden.prompts, GREEDY)

@@ -11,7 +11,7 @@ import torch
 from benchmarks import golden_table
 from model import LLM, EngineConfig, SamplingParams
 from model.batch import Batch
-from model.config import ModelConfig
+from model.config import DeviceName, ModelConfig
 from model.kv_cache import BlockPool
 from model.runner import Runner
 from model.scheduler import Scheduler, Sequence
@@ -22,15 +22,17 @@ GREEDY = SamplingParams(max_tokens=reference.GENERATED, temperature=0, ignore_eo
 
 @pytest.mark.parametrize("name", reference.NAMES)
 @pytest.mark.parametrize(("chunk", "block_size"), [(512, 32), (7, 8), (64, 1), (1, 4)])
-def test_prefill_logits_equal_the_original(name: str, chunk: int, block_size: int) -> None:
+def test_prefill_logits_equal_the_original(
+    name: str, chunk: int, block_size: int, device: DeviceName
+) -> None:
     golden = reference.load(name)
-    config = EngineConfig(path=golden.folder, block_size=block_size, num_threads=1)
+    config = EngineConfig(path=golden.folder, device=device, block_size=block_size, num_threads=1)
     runner = Runner(config, ModelConfig.load(golden.folder), rank=0)
     runner.allocate_cache(256, block_size)
     for number, prompt in enumerate(golden.prompts):
         logits = prefill_logits(runner, prompt, chunk)
         expected = torch.from_numpy(golden.prefill_logits(number))
-        torch.testing.assert_close(logits[-len(expected) :], expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(logits[-len(expected) :].cpu(), expected, rtol=0, atol=1e-4)
 
 
 def prefill_logits(runner: Runner, prompt: list[int], chunk: int) -> torch.Tensor:
@@ -55,11 +57,12 @@ def prefill_logits(runner: Runner, prompt: list[int], chunk: int) -> torch.Tenso
     list(itertools.product((4, 29, 512), (1, 5, 32), (1, 4))),
 )
 def test_greedy_tokens_equal_the_original(
-    name: str, max_step_tokens: int, block_size: int, max_num_seqs: int
+    name: str, max_step_tokens: int, block_size: int, max_num_seqs: int, device: DeviceName
 ) -> None:
     golden = reference.load(name)
     with LLM(
         golden.folder,
+        device=device,
         block_size=block_size,
         max_step_tokens=max_step_tokens,
         max_num_seqs=max_num_seqs,
@@ -97,12 +100,13 @@ def test_the_table_tells_what_is_not_the_originals(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("name", reference.NAMES)
-def test_preempted_sequences_continue_as_if_nothing_had_been(name: str) -> None:
+def test_preempted_sequences_continue_as_if_nothing_had_been(name: str, device: DeviceName) -> None:
     """A cache that holds little more than the longest request: most sequences are preempted at least once."""
     golden = reference.load(name)
     numbers = [number for number, prompt in enumerate(golden.prompts) if len(prompt) <= 40] * 3
     with LLM(
         golden.folder,
+        device=device,
         block_size=4,
         max_model_len=64,
         kv_cache_bytes=golden.cache_bytes(64 + 16),

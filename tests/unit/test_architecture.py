@@ -32,6 +32,8 @@ FORBIDDEN = {
 
 IMPORT_WITHOUT = """
 import importlib, pkgutil, sys
+from importlib.util import find_spec
+needs_triton = () if find_spec("triton") else ("model.devices.cuda",)
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {absent!r}:
@@ -41,6 +43,8 @@ for name in {names!r}:
     module = importlib.import_module(name)
     for found in pkgutil.walk_packages(getattr(module, "__path__", []), name + "."):
         origin = found.module_finder.find_spec(found.name).origin
+        if found.name.startswith(needs_triton):
+            continue
         if origin.endswith(".py") and not found.name.endswith(".__main__"):  # not the CPU's kernels
             importlib.import_module(found.name)
 """
