@@ -72,9 +72,17 @@ class Group:
         """Rank 0 gets the ranks' [rows, columns] side by side, the others None."""
         if self.world == 1:
             return part
+        if part.device.type == "npu":
+            return self._all_gather_columns(part)
         parts = [torch.empty_like(part) for _ in range(self.world)] if self.rank == 0 else None
         dist.gather(part, parts, dst=0)
         return torch.cat(parts, dim=-1) if parts else None
+
+    def _all_gather_columns(self, part: Tensor) -> Tensor | None:
+        """HCCL has no gather, and what torch_npu does instead sends the shapes through the host each time."""
+        parts = [torch.empty_like(part) for _ in range(self.world)]
+        dist.all_gather(parts, part)
+        return torch.cat(parts, dim=-1) if self.rank == 0 else None
 
     def broadcast(self, values: Tensor) -> Tensor:
         """Every rank gets rank 0's values, in place."""

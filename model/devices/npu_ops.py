@@ -242,7 +242,7 @@ def flash_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, len
     """
     name = "_npu_flash_attention"
     _allowed(name)
-    _dtypes(name, query, key, value, mask)
+    _dtypes(name, query, key, value)
     _contiguous(name, query, key, value)
     tokens, heads, dim = query.shape
     _require(name, tokens % 16 == 0, f"{tokens} tokens are no multiple of 16")
@@ -284,7 +284,6 @@ def splitfuse_attention(
     name = "_npu_paged_attention_splitfuse"
     _allowed(name)
     _paged(name, query, keys, values, kv_heads, tables)
-    _dtypes(name, query, mask)
     _host_lengths(name, query_lengths)
     _require(name, contexts.dtype == torch.int32, f"context lengths are {contexts.dtype}")
     _require(name, len(query_lengths) == len(contexts) == len(tables), "not one of each for each sequence")
@@ -347,6 +346,7 @@ def _host_lengths(name: str, lengths: Tensor) -> None:
 
 
 def _nz_mask(name: str, mask: Tensor, rows: int, columns: int) -> None:
+    _require(name, mask.dtype == torch.float16, f"the mask is {mask.dtype}")
     _require(name, mask.dim() == 4 and mask.shape[::3] == (1, 16), f"the mask is {list(mask.shape)}")
     _require(name, mask.shape[2] >= rows and mask.shape[1] * 16 >= columns, "the mask is too small")
 

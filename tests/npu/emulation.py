@@ -7,6 +7,8 @@ an NPU's arithmetic, tiling, speed or asynchrony.
 """
 
 import ctypes
+import dataclasses
+import os
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from model.devices import npu_chips
 from tests.npu.references import REFERENCES
 
 #: Calls that torch_npu does by itself on any memory: they make, describe or re-point storage.
@@ -163,6 +166,14 @@ current: list[Emulation] = []
 
 
 def start() -> None:
-    """Emulate from now on, to the end of the process."""
+    """Emulate from now on, to the end of the process.
+
+    With SIM_NPU_FLOAT32 the chip is taken to compute in float32, which none does: so what the engine does can be
+    told from how numbers are rounded.
+    """
+    if os.environ.get("SIM_NPU_FLOAT32"):
+        npu_chips.CHIPS = tuple(
+            dataclasses.replace(chip, dtypes=(*chip.dtypes, torch.float32)) for chip in npu_chips.CHIPS
+        )
     current.append(Emulation())
     current[0].__enter__()

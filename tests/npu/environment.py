@@ -37,7 +37,7 @@ class Unavailable(Exception):  # noqa: N818
     """Why there can be no simulated NPU here."""
 
 
-def variables(chip: str, *, emulate: bool, devices: int = 2) -> dict[str, str]:
+def variables(chip: str, *, emulate: bool = True, devices: int = 2) -> dict[str, str]:
     """The environment variables of a process with simulated NPUs of this kind. Raises Unavailable.
 
     emulate: operations are computed by torch on the host, after the real schema and Meta kernel took the
@@ -49,6 +49,7 @@ def variables(chip: str, *, emulate: bool, devices: int = 2) -> dict[str, str]:
         "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, (str(LIBRARIES), os.environ.get("LD_LIBRARY_PATH")))),
         "PYTHONPATH": os.pathsep.join(map(str, (ROOT, PACKAGES, HERE / "simulation"))),
+        "ASCEND_HOME_PATH": str(LIBRARIES),
         "SIM_NPU_COUNT": str(devices),
         "SIM_NPU_SOC": CHIPS[chip],
         "SIM_NPU_EMULATE": "1" if emulate else "",

@@ -158,7 +158,7 @@ def fused_infer_attention_score(
 ) -> tuple[Tensor, Tensor]:
     assert input_layout == "TND"
     assert sparse_mode == 3
-    assert atten_mask.bool().equal(torch.ones(2048, 2048).triu(1).bool())
+    assert atten_mask[::32, ::32].bool().equal(torch.ones(64, 64).triu(1).bool())
     out = torch.full_like(query, torch.nan)
     start = key_start = 0
     for row, (end, length) in enumerate(zip(actual_seq_lengths, actual_seq_lengths_kv, strict=True)):
