@@ -27,7 +27,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
-.PHONY: help venv demo test test-unit lint format types imports clean
+.PHONY: help venv demo test test-unit test-npu lint format types imports clean
 
 help: ## List these commands
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do \
@@ -62,6 +62,9 @@ test: $(READY) ## Run every test
 
 test-unit: $(READY) ## Run the unit tests only, under a minute
 	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) tests/unit $(ARGS)
+
+test-npu: $(READY) ## Run the NPU device on simulated Ascend chips (part of test; see docs/devices.md)
+	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) tests/npu $(ARGS)
 
 lint: $(READY) types imports ## Check format, lint rules, types and import rules; changes nothing
 	@$(BIN)/ruff format --check --quiet . || { echo "make format would put this right" >&2; exit 1; }

@@ -145,8 +145,7 @@ class EngineConfig:
         ):
             if value not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
-        if self.block_size is None:
-            object.__setattr__(self, "block_size", _BLOCK_SIZES[self.device])
+        object.__setattr__(self, "block_size", _block_size(self.block_size, self.device))
         for name in ("tensor_parallel_size", "block_size", "max_num_seqs", "max_step_tokens"):
             _require_positive(name, getattr(self, name))
         for name in ("max_model_len", "kv_cache_bytes", "master_port", "num_threads"):
@@ -170,6 +169,10 @@ class EngineConfig:
     def shares_prefixes(self) -> bool:
         """Whether sequences may hold the same block."""
         return self.attention == "paged" and self.prefix_caching is not False
+
+
+def _block_size(asked: int | None, device: DeviceName) -> int:
+    return _BLOCK_SIZES[device] if asked is None else asked
 
 
 def parse_rope_scaling(text: str) -> tuple[RopeKind, float]:

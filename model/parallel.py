@@ -5,6 +5,7 @@ It never starts or ends a process: that is `ranks.py`.
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +68,12 @@ class Group:
         if self.world > 1:
             dist.all_reduce(partial)
         return partial
+
+    def sum_of(self, project: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The projections of all ranks, added up: by the device in one go where it can and is told to."""
+        summed = getattr(project, "summed", None)
+        found: Tensor | None = summed(x, self.rank, self.world) if summed and self.world > 1 else None
+        return self.all_reduce(project(x)) if found is None else found
 
     def gather_columns(self, part: Tensor) -> Tensor | None:
         """Rank 0 gets the ranks' [rows, columns] side by side, the others None."""

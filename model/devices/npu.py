@@ -8,8 +8,10 @@ Nothing here has been run on a card yet: docs/devices.md says how far it was che
 import logging
 import os
 from functools import cache
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812 - torch's own custom
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -64,7 +66,7 @@ def dtype(asked: DTypeName, stored: DTypeName) -> torch.dtype:
         return _DTYPES[stored] if stored in names else chip.dtypes[0]
     if asked not in names:
         raise ConfigError(
-            f"{chip.name} ({chip.card}) does not compute in {asked}: set dtype to {' or '.join(names)}, or auto"
+            f"{chip.name} ({chip.card}) does not compute in {asked}: set dtype to {' or '.join(names)}"
         )
     return _DTYPES[asked]
 
@@ -78,9 +80,35 @@ def spare_bytes(world: int) -> int:
 
 def projection(weight: Tensor, bias: Tensor | None) -> Projection:
     """torch's linear, over a weight in the chip's own format."""
-    if this_chip().is_nz and is_available("npu_format_cast"):
-        weight = npu_ops.to_nz(weight.contiguous())
-    return lambda x: F.linear(x, weight, bias)
+    return _Projection(weight, bias)
+
+
+class _Projection:
+    """One weight; `summed` is what `Group.sum_of` looks for."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        if this_chip().is_nz and is_available("npu_format_cast"):
+            weight = npu_ops.to_nz(weight.contiguous())
+        self.weight, self.bias = weight, bias
+        #: Tokens from which on the product and its sum over the ranks are one operation; 0 is never.
+        self.fused_from = int(os.environ.get("NPU_MATMUL_ALL_REDUCE", "0"))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def summed(self, x: Tensor, rank: int, world: int) -> Tensor | None:
+        """The sum over the ranks, or None where the operation for it is not wanted or not to be had."""
+        if not 0 < self.fused_from <= len(x) or not is_available("npu_mm_all_reduce_base"):
+            return None
+        return npu_ops.matmul_all_reduce(x, self.weight.t(), self.bias, _communicator(rank), world)
+
+
+@cache
+def _communicator(rank: int) -> str:
+    """HCCL's name of the ranks' group, which this makes if nothing was sent yet: all ranks ask at once."""
+    group = dist.distributed_c10d._get_default_group()
+    backend: Any = group._get_backend(torch.device("npu"))
+    return str(backend.get_hccl_comm_name(rank))
 
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

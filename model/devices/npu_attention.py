@@ -1,10 +1,11 @@
-"""Attention of one step on an NPU, and the cache that it reads: three ways, one for each chip and plain torch.
+"""Attention of one step on an NPU, and the cache that it reads: a way for each chip, and plain torch.
 
-The cache is made of pages. A block of the engine is one page or several in a row: so a contiguous cache, whose
-block is a whole sequence, is read by the same operations as a paged one. What is prepared once per step is on
-the host as far as it can be; nothing here waits for the device.
+The cache is made of pages. A block of the engine is one page or several in a row: so a contiguous cache,
+whose block is a whole sequence, is read by the same operations as a paged one. What a step needs is prepared
+once, on the host as far as it can be; nothing here waits for the device.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, Literal
@@ -204,7 +205,13 @@ class _Atb:
         count = self.num_decodes
         if not self.begins:
             return npu_ops.splitfuse_attention(
-                query, *cache, self.kv_heads, mask, self.tables[count:], self.query_lens, self.contexts[count:]
+                query,
+                *cache,
+                self.kv_heads,
+                mask,
+                self.tables[count:],
+                self.query_lens,
+                self.contexts[count:],
             )
         tokens = len(query)
         if self.padding:
@@ -237,7 +244,11 @@ class _Torch:
         return torch.cat(parts).flatten(1)
 
 
-_WAYS = {"fused": _Fused, "atb": _Atb, "torch": _Torch}
+_WAYS: dict[Way, Callable[[_Step, int, torch.device], Attend]] = {
+    "fused": _Fused,
+    "atb": _Atb,
+    "torch": _Torch,
+}
 
 
 @cache

@@ -79,8 +79,8 @@ def torch_npu() -> Any:
         return import_module("torch_npu")
     except (ImportError, OSError) as error:
         raise ConfigError(
-            f"device npu needs torch_npu for torch {torch.__version__} and CANN's libraries ({error}): install "
-            "both and source CANN's set_env.sh, or choose another device"
+            f"device npu needs torch_npu for torch {torch.__version__} and CANN's libraries ({error}): "
+            "install both and source CANN's set_env.sh, or choose another device"
         ) from None
 
 
@@ -90,7 +90,7 @@ def this_chip() -> Chip:
     npu = torch_npu().npu
     if npu.device_count() == 0:
         raise ConfigError(
-            "no NPU is visible: look at `npu-smi info` and ASCEND_RT_VISIBLE_DEVICES, or choose another device"
+            "no NPU is visible: look at `npu-smi info` and ASCEND_RT_VISIBLE_DEVICES, or use another device"
         )
     return chip_of(npu.get_soc_version())
 

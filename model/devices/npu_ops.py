@@ -87,7 +87,9 @@ def turns(head_dim: int) -> bool:
 def _rotary(name: str, heads: Tensor, cos: Tensor, sin: Tensor) -> None:
     _dtypes(name, heads, cos, sin)
     _contiguous(name, heads, cos, sin)
-    _require(name, heads.dim() == 4 and turns(heads.shape[-1]), f"{list(heads.shape)} is not [1, T, N, 64|128]")
+    _require(
+        name, heads.dim() == 4 and turns(heads.shape[-1]), f"{list(heads.shape)} is not [1, T, N, 64|128]"
+    )
     wanted = (1, heads.shape[1], 1, heads.shape[3])
     for part in (cos, sin):
         _require(name, part.shape == wanted, f"cos or sin is {list(part.shape)} and not {list(wanted)}")
@@ -163,8 +165,8 @@ def fused_attention(
 ) -> Tensor:
     """Causal attention of packed sequences, query [tokens, heads, dim] → the same.
 
-    With `tables` [sequences, pages]: key and value are [pages, page, kv_heads, dim] and key_lengths count each
-    sequence's keys. Without: [tokens, kv_heads, dim], and key_lengths are ends, like query_ends.
+    With `tables` [sequences, pages]: key and value are [pages, page, kv_heads, dim] and key_lengths count
+    each sequence's keys. Without: [tokens, kv_heads, dim], and key_lengths are ends, like query_ends.
     """
     name = "npu_fused_infer_attention_score"
     _allowed(name)
@@ -185,7 +187,9 @@ def fused_attention(
     else:
         page = key.shape[1]
         _require(
-            name, page > 0 and page % 128 == 0 and page <= _LONGEST_PAGE, f"pages of {page} tokens: 128 to 512"
+            name,
+            page > 0 and page % 128 == 0 and page <= _LONGEST_PAGE,
+            f"pages of {page} tokens: 128 to 512",
         )
         _require(name, kv_heads * dim < 2**16, f"{kv_heads} heads of {dim} are more than 65535 numbers")
         _tables(name, tables, len(query_ends))
@@ -306,7 +310,9 @@ def splitfuse_attention(
     return out
 
 
-def matmul_all_reduce(x: Tensor, weight: Tensor, bias: Tensor | None, communicator: str, world: int) -> Tensor:
+def matmul_all_reduce(
+    x: Tensor, weight: Tensor, bias: Tensor | None, communicator: str, world: int
+) -> Tensor:
     """x [tokens, in] times weight [in, out], plus bias, summed over the ranks of an HCCL communicator."""
     name = "npu_mm_all_reduce_base"
     _allowed(name)
@@ -356,7 +362,9 @@ def _paged_nz(name: str, keys: Tensor, values: Tensor, kv_heads: int, dim: int) 
     _require(name, keys.shape[3] == 16 and keys.shape[1] * 16 == kv_heads * dim, "the cache is not in NZ")
     page = keys.shape[2]
     _require(name, 0 < page <= 128 and page % 16 == 0, f"pages of {page} tokens: 16 to 128")
-    _require(name, page * dim <= this_chip().page_numbers, f"pages of {page} times head_dim {dim} are too large")
+    _require(
+        name, page * dim <= this_chip().page_numbers, f"pages of {page} times head_dim {dim} are too large"
+    )
 
 
 def _paged(name: str, query: Tensor, keys: Tensor, values: Tensor, kv_heads: int, tables: Tensor) -> None:

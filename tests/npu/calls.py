@@ -1,4 +1,4 @@
-"""Right calls of each wrapper of npu_ops.py, and wrong ones: the data of the checks and of the table in the docs.
+"""Right calls of each wrapper of npu_ops.py, and wrong ones: data of the checks and of the table in the docs.
 
 A right call has a formula for its result that is neither the wrapper's nor the emulation's. A wrong call is a
 right one with something changed, and what the refusal says.
@@ -217,9 +217,7 @@ CALLS: Mapping[str, Call] = {
     "npu_swiglu": Call(
         npu_ops.swiglu,
         lambda dtype: {"gate_up": draw(5, 2 * COLUMNS, dtype=dtype)},
-        lambda given: (
-            F.silu(given["gate_up"].double()[:, :COLUMNS]) * given["gate_up"].double()[:, COLUMNS:]
-        ),
+        lambda given: F.silu(given["gate_up"].double()[:, :COLUMNS]) * given["gate_up"].double()[:, COLUMNS:],
     ),
     "npu_format_cast": Call(
         npu_ops.to_nz,

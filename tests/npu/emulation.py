@@ -119,7 +119,7 @@ def schema_name(func: Any) -> str:
 
 
 def checked(func: Any, reference: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """The reference's result, of the shapes and dtypes that the real Meta kernel gives, where there is one."""
+    """The reference's result, of the shapes and dtypes that the real Meta kernel gives, if any."""
     expected = None
     if has_meta(func):
         expected = func(*tree_map(_meta, args), **tree_map(_meta, kwargs))
@@ -168,8 +168,8 @@ current: list[Emulation] = []
 def start() -> None:
     """Emulate from now on, to the end of the process.
 
-    With SIM_NPU_FLOAT32 the chip is taken to compute in float32, which none does: so what the engine does can be
-    told from how numbers are rounded.
+    With SIM_NPU_FLOAT32 the chip is taken to compute in float32, which none does: so what the engine does can
+    be told from how numbers are rounded.
     """
     if os.environ.get("SIM_NPU_FLOAT32"):
         npu_chips.CHIPS = tuple(

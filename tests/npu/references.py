@@ -1,4 +1,4 @@
-"""What each operation of torch_npu that the engine calls is documented to compute, in plain torch on the host.
+"""What each operation of torch_npu that the engine calls is documented to compute, in plain torch.
 
 Written from the documentation that torch_npu carries and not from the engine's own code. Sums are float32.
 """
@@ -110,7 +110,7 @@ def reshape_and_cache(
 
 
 def _is_nz() -> bool:
-    """A 310P's cache: [blocks, kv_heads * head_dim / 16, size, 16], not [blocks, size, kv_heads, head_dim]."""
+    """A 310P's cache: [blocks, kv_heads * dim / 16, size, 16], and not [blocks, size, kv_heads, dim]."""
     return "310P" in os.environ["SIM_NPU_SOC"]
 
 

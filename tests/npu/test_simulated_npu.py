@@ -1,7 +1,7 @@
 """The NPU device on simulated chips: each part of tests/npu/simulated in a process with the real torch_npu.
 
-Such a process is a pytest of its own, since torch_npu must be loaded before anything else and would then serve
-every other test. What it checks is the calls, not an NPU's numerics or speed: no card is involved.
+Such a process is a pytest of its own, since torch_npu must be loaded before anything else and would then
+serve every other test. What it checks is the calls, not an NPU's numerics or speed: no card is involved.
 """
 
 import re
@@ -10,7 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from model import LLM
+from model.cli import app
+from model.errors import ConfigError
+from tests.golden import reference
 from tests.npu import environment
 from tests.npu.environment import CHIPS, ROOT
 
@@ -46,6 +51,15 @@ def test_on_a_simulated_chip(chip: str, part: str) -> None:
     print(f"simulated {chip}, {part}: {last}")
     assert done.returncode == 0, f"on a simulated {chip}:\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
     assert re.search(r"\d+ passed", last)
+
+
+def test_a_machine_without_torch_npu() -> None:
+    """Here torch_npu is not installed, which is what the engine and the doctor say."""
+    with pytest.raises(ConfigError, match="device npu needs torch_npu"):
+        LLM(reference.load("v2_gqa").folder, device="npu")
+    done = CliRunner().invoke(app, ["doctor", "--device", "npu"])
+    assert done.exit_code == 1
+    assert "error[invalid_settings]: device npu needs torch_npu" in done.output
 
 
 def test_every_part_is_run() -> None:

