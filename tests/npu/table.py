@@ -10,43 +10,31 @@ import torch
 from model.devices.npu_chips import CHIPS, torch_npu
 from tests.npu.calls import CALLS, WRONG
 
-#: Checked on two ranks, by the engine (check_ranks.py) and by its own wrong calls.
-ON_RANKS = {"npu_mm_all_reduce_base": 5}
+#: No call of its own here: the engine makes it on two ranks (check_ranks.py), and check_misuse.py wrong ones.
+ON_RANKS = "npu_mm_all_reduce_base"
+ON_RANKS_WRONG = 5
 
 
 def render() -> str:
-    """Rows sorted by operation. Needs torch_npu."""
+    """A row for each operation on each chip that has it. Needs torch_npu."""
     torch_npu()
-    head = "| operation | " + " | ".join(f"{chip.name} ({chip.card})" for chip in CHIPS)
     lines = [
-        head + " | schema | Meta | numerics against reference | refused misuse |",
-        "|---" * (len(CHIPS) + 5) + "|",
+        "| operation | chip | schema | Meta | numerics against reference | refused misuse |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name in sorted(
-        {name for chip in CHIPS for name in chip.operations}, key=lambda name: name.strip("_")
-    ):
-        chips = ["yes" if name in chip.operations else "torch instead" for chip in CHIPS]
+    names = {name for chip in CHIPS for name in chip.operations}
+    for name in sorted(names, key=lambda name: name.strip("_")):
         space = "atb" if name.startswith("_") else "npu"
-        has_meta = torch._C._dispatch_has_kernel_for_dispatch_key(f"{space}::{name}", "Meta")
-        dtypes = sorted(
-            {
-                str(one).removeprefix("torch.")
-                for chip in CHIPS
-                if name in chip.operations
-                for one in chip.dtypes
-            }
-        )
-        numerics = ", ".join(dtypes) if name in CALLS or name in ON_RANKS else "none"
-        refused = len(WRONG.get(name, ())) or ON_RANKS.get(name, 0)
-        cells = [
-            f"`{name}`",
-            *chips,
-            "real",
-            "real" if has_meta else "none exists",
-            numerics,
-            f"{refused} kinds",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+        real = torch._C._dispatch_has_kernel_for_dispatch_key(f"{space}::{name}", "PrivateUse1")
+        meta = torch._C._dispatch_has_kernel_for_dispatch_key(f"{space}::{name}", "Meta")
+        for chip in CHIPS:
+            if name not in chip.operations:
+                continue
+            dtypes = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in chip.dtypes))
+            numerics = dtypes if name in CALLS else "the tokens of two ranks" if name == ON_RANKS else "no"
+            refused = ON_RANKS_WRONG if name == ON_RANKS else len(WRONG[name])
+            cells = (f"`{name}`", chip.name, real, "yes" if meta else "there is none", numerics, refused)
+            lines.append("| " + " | ".join(map(str, cells)).replace("True", "yes") + " |")
     return "\n".join(lines)
 
 
