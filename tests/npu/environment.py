@@ -44,12 +44,13 @@ def variables(chip: str, *, emulate: bool = True, devices: int = 2) -> dict[str,
     call. Otherwise they go all the way down to CANN's functions, which compute nothing.
     """
     prepare()
+    # Without a CANN to be found, torch_npu warns; with half of one, it refuses to be imported.
+    others = {name: value for name, value in os.environ.items() if not name.startswith("ASCEND_")}
     return {
-        **os.environ,
+        **others,
         "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, (str(LIBRARIES), os.environ.get("LD_LIBRARY_PATH")))),
         "PYTHONPATH": os.pathsep.join(map(str, (ROOT, PACKAGES, HERE / "simulation"))),
-        "ASCEND_HOME_PATH": str(LIBRARIES),
         "SIM_NPU_COUNT": str(devices),
         "SIM_NPU_SOC": CHIPS[chip],
         "SIM_NPU_EMULATE": "1" if emulate else "",

@@ -34,14 +34,20 @@ PARTS = {
 }
 
 
+def simulated(chip: str) -> dict[str, str]:
+    """The environment, or the test is skipped."""
+    try:
+        return environment.variables(chip)
+    except environment.Unavailable as error:
+        pytest.skip(f"no simulated NPU: {error}")
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("chip", CHIPS)
 def test_on_a_simulated_chip(chip: str, part: str) -> None:
-    try:
-        given = environment.variables(chip)
-    except environment.Unavailable as error:
-        pytest.skip(f"no simulated NPU: {error}")
+    given = simulated(chip)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
     command += ["-o", "filterwarnings=default", "--disable-warnings", str(SIMULATED / f"{part}.py")]
     done = subprocess.run(
@@ -60,6 +66,21 @@ def test_a_machine_without_torch_npu() -> None:
     done = CliRunner().invoke(app, ["doctor", "--device", "npu"])
     assert done.exit_code == 1
     assert "error[invalid_settings]: device npu needs torch_npu" in done.output
+
+
+def test_an_incomplete_cann_is_named() -> None:
+    """torch_npu is installed, and set_env.sh was not sourced."""
+    done = subprocess.run(
+        [sys.executable, "-m", "model.cli", "doctor"],
+        cwd=ROOT,
+        env={**simulated("910B"), "ASCEND_HOME_PATH": str(environment.LIBRARIES)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "error[invalid_settings]: device npu needs torch_npu" in done.stderr
+    assert "ASCEND_OPP_PATH" in done.stderr
 
 
 def test_every_part_is_run() -> None:
