@@ -93,6 +93,7 @@ def scatter_pa_kv_cache(
 ) -> None:
     assert compress_lens is compress_seq_offsets is seq_lens is None
     assert cache_mode == "Norm"
+    assert len(slot_mapping.unique()) == len(slot_mapping), "what is written twice may be either"
     for new, stored in ((key, key_cache), (value, value_cache)):
         stored.view(-1, *stored.shape[2:])[slot_mapping.long()] = new
 
@@ -101,6 +102,7 @@ def scatter_pa_kv_cache(
 def reshape_and_cache(
     key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_indices: Tensor
 ) -> None:
+    assert len(slot_indices.unique()) == len(slot_indices), "what is written twice may be either"
     block, offset = slot_indices.long() // _size(key_cache), slot_indices.long() % _size(key_cache)
     for new, stored in ((key, key_cache), (value, value_cache)):
         if _is_nz():

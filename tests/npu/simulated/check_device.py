@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -77,6 +77,7 @@ sequences = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 300)), min_siz
     way=st.sampled_from(["own", "torch"]),
     found=st.booleans(),
 )
+@example(lengths=[(1, 40), (1, 40), (5, 3)], block_size=128, head_dim=64, way="own", found=True)
 def test_attention_in_every_phase(
     lengths: list[tuple[int, int]], block_size: int, head_dim: int, way: str, found: bool
 ) -> None:
