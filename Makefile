@@ -33,7 +33,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 # Triton takes a gigabyte on disk, and only the tests of the GPU's kernels want it: it is not in .venv's packages.
 TRITON := $(VENV)/triton
 
-.PHONY: help venv demo test test-unit test-cuda chaos lint format types imports clean
+.PHONY: help venv demo test test-unit test-cuda test-npu chaos lint format types imports clean
 
 help: ## List these commands
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do \
@@ -80,6 +80,9 @@ test-cuda: $(READY) ## Run the GPU's kernels: on a GPU, or simulated in Triton's
 		$(PIP) install -c constraints.txt --no-deps --target $(TRITON) triton && touch $(TRITON)/.ready; } || true
 	@PYTHONPATH=$(TRITON) $(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) tests/cuda $(ARGS) \
 		|| { test $$? -eq 5 && test -n "$(ARGS)"; }  # with arguments that choose none of these
+
+test-npu: $(READY) ## Run the NPU device on simulated Ascend chips (part of test; see docs/devices.md)
+	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) tests/npu $(ARGS)
 
 lint: $(READY) types imports ## Check format, lint rules, types and import rules; changes nothing
 	@$(BIN)/ruff format --check --quiet . || { echo "make format would put this right" >&2; exit 1; }

@@ -9,6 +9,7 @@ import typer
 from model.commands import benchmark
 from model.commands.chat import chat
 from model.commands.convert import convert
+from model.commands.doctor import doctor
 from model.commands.evaluate import evaluate
 
 app = typer.Typer(name="model", no_args_is_help=True)
@@ -22,7 +23,8 @@ def main() -> None:
 for command in (convert, chat):
     app.command()(command)
 app.add_typer(benchmark.app)
-app.command()(evaluate)
+for command in (evaluate, doctor):
+    app.command()(command)
 
 if __name__ == "__main__":
     app()

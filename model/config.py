@@ -14,6 +14,9 @@ DeviceName = Literal["cpu", "cuda", "npu"]
 DTypeName = Literal["auto", "bfloat16", "float32", "float16"]
 AttentionMode = Literal["paged", "flash"]
 
+#: Tokens of a block where nobody says.
+_BLOCK_SIZES: Mapping[DeviceName, int] = {"cpu": 32, "cuda": 32, "npu": 128}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
@@ -115,8 +118,8 @@ class EngineConfig:
     rope_scaling: str | None = None
     #: paged: the KV cache in blocks. flash: each sequence has one contiguous stretch of max_model_len tokens.
     attention: AttentionMode = "paged"
-    #: Tokens per block of the paged KV cache.
-    block_size: int = 32
+    #: Tokens per block of the paged KV cache; None is what the device is best at: 32, on npu 128.
+    block_size: int = None  # type: ignore[assignment]
     #: Whether prompts share the blocks of what they begin with; None is yes, where attention is paged.
     prefix_caching: bool | None = None
     #: Bytes of KV cache on each rank; None takes what max_num_seqs sequences of full length need,
@@ -142,6 +145,7 @@ class EngineConfig:
         ):
             if value not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+        object.__setattr__(self, "block_size", _block_size(self.block_size, self.device))
         for name in ("tensor_parallel_size", "block_size", "max_num_seqs", "max_step_tokens"):
             _require_positive(name, getattr(self, name))
         for name in ("max_model_len", "kv_cache_bytes", "master_port", "num_threads"):
@@ -151,6 +155,10 @@ class EngineConfig:
             parse_rope_scaling(self.rope_scaling)
         if self.attention == "flash" and self.prefix_caching:
             raise ConfigError("prefix_caching needs attention paged: contiguous caches share nothing")
+        if self.device == "npu" and self.attention == "paged" and self.block_size not in (128, 256, 384, 512):
+            raise ConfigError(
+                f"on npu, block_size must be 128, 256, 384 or 512, not {self.block_size}: 128 is the best"
+            )
         if self.max_step_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_step_tokens ({self.max_step_tokens}) must be at least max_num_seqs "
@@ -161,6 +169,10 @@ class EngineConfig:
     def shares_prefixes(self) -> bool:
         """Whether sequences may hold the same block."""
         return self.attention == "paged" and self.prefix_caching is not False
+
+
+def _block_size(asked: int | None, device: DeviceName) -> int:
+    return _BLOCK_SIZES[device] if asked is None else asked
 
 
 def parse_rope_scaling(text: str) -> tuple[RopeKind, float]:

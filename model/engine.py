@@ -23,7 +23,7 @@ from model.errors import InvalidParams, InvalidPrompt, PromptTooLong, RankError
 from model.kv_cache import BlockPool
 from model.live import Live
 from model.prefix import BlockKeys
-from model.ranks import Ranks
+from model.ranks import HCCL_PORTS, Ranks, hccl_ports
 from model.request import Completion, FinishReason, Request, TokenLogprob
 from model.rope import base_of
 from model.runner import Runner, join, open_store, settings_line
@@ -81,6 +81,8 @@ class Engine:
         config = self.config
         if config.tensor_parallel_size > 1:
             self._store = open_store(config.master_port)
+            if config.device == "npu":
+                os.environ[HCCL_PORTS] = hccl_ports(self._store.port)
             self._ranks = Ranks(config.tensor_parallel_size, self._store.port, settings_line(config))
         self._runner = Runner(config, self.model, rank=0)
         if self._ranks:

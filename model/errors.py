@@ -31,6 +31,12 @@ class RankError(ModelError):
     code = "engine_error"
 
 
+class NpuCallError(ModelError):
+    """An operation of an NPU is called as its documentation forbids: a mistake in the engine, not in use."""
+
+    code = "npu_call"
+
+
 class RequestError(ModelError):
     """One request is refused; the engine goes on with the others."""
 

@@ -106,7 +106,7 @@ class Attention:
 
     def project(self, mixed: Tensor) -> Tensor:
         """What `mix` gives → [tokens, hidden_size]."""
-        return self.group.all_reduce(self.out(mixed))
+        return self.group.sum_of(self.out, mixed)
 
 
 class MLP:
@@ -126,7 +126,7 @@ class MLP:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[tokens, hidden_size] → the same."""
-        return self.group.all_reduce(self.down(self.device.gate(self.gate_up(x))))
+        return self.group.sum_of(self.down, self.device.gate(self.gate_up(x)))
 
 
 class Head:

@@ -5,6 +5,7 @@ It never starts or ends a process: that is `ranks.py`.
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -68,13 +69,27 @@ class Group:
             dist.all_reduce(partial)
         return partial
 
+    def sum_of(self, project: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The projections of all ranks, added up: by the device in one go where it can and is told to."""
+        summed = getattr(project, "summed", None)
+        found: Tensor | None = summed(x, self.rank, self.world) if summed and self.world > 1 else None
+        return self.all_reduce(project(x)) if found is None else found
+
     def gather_columns(self, part: Tensor) -> Tensor | None:
         """Rank 0 gets the ranks' [rows, columns] side by side, the others None."""
         if self.world == 1:
             return part
+        if part.device.type == "npu":
+            return self._all_gather_columns(part)
         parts = [torch.empty_like(part) for _ in range(self.world)] if self.rank == 0 else None
         dist.gather(part, parts, dst=0)
         return torch.cat(parts, dim=-1) if parts else None
+
+    def _all_gather_columns(self, part: Tensor) -> Tensor | None:
+        """HCCL has no gather, and what torch_npu does instead sends the shapes through the host each time."""
+        parts = [torch.empty_like(part) for _ in range(self.world)]
+        dist.all_gather(parts, part)
+        return torch.cat(parts, dim=-1) if self.rank == 0 else None
 
     def broadcast(self, values: Tensor) -> Tensor:
         """Every rank gets rank 0's values, in place."""

@@ -23,6 +23,18 @@ _STOP_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
 
 
+#: First of the 16 host ports that HCCL takes. Other devices' ranks do not look at it.
+HCCL_PORTS = "HCCL_IF_BASE_PORT"
+
+
+def hccl_ports(master_port: int) -> str:
+    """What the environment says, or ports of this engine's own: with another rendezvous port, others.
+
+    Of any 340 consecutive rendezvous ports no two share one. HCCL's own default is the first, 60000.
+    """
+    return os.environ.get(HCCL_PORTS) or str(60000 + 16 * (master_port % 340))
+
+
 class Ranks:
     """Ranks 1 to world - 1 as child processes of this one, in its process group."""
 
@@ -45,6 +57,7 @@ class Ranks:
             "WORLD_SIZE": str(world),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(master_port),
+            HCCL_PORTS: hccl_ports(master_port),
             "PYTHONPATH": os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH")))),
         }
         with _ctrl_c_blocked():

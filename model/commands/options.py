@@ -119,9 +119,15 @@ class EngineOptions:
         ),
     ] = _DEFAULT.rope_scaling
     block_size: Annotated[
-        int,
-        typer.Option(metavar="TOKENS", min=1, help="Tokens per block of the cache.", rich_help_panel=_PANEL),
-    ] = _DEFAULT.block_size
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            min=1,
+            help="Tokens per block of the cache.",
+            show_default="32, on npu 128",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
     kv_cache_bytes: Annotated[
         int | None,
         typer.Option(

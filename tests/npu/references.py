@@ -1,0 +1,265 @@
+"""What each operation of torch_npu that the engine calls is documented to compute, in plain torch.
+
+Written from the documentation that torch_npu carries and not from the engine's own code. Sums are float32.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+#: By the operation's name with its namespace.
+REFERENCES: dict[str, Callable[..., Any]] = {}
+
+
+def reference(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        REFERENCES[name] = function
+        return function
+
+    return register
+
+
+@reference("npu::npu_rms_norm")
+def rms_norm(x: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor]:
+    wide = x.float()
+    rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+    return (wide * rstd * gamma.float()).to(x.dtype), rstd
+
+
+@reference("npu::npu_add_rms_norm")
+def add_rms_norm(
+    x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: float = 1e-6
+) -> tuple[Tensor, Tensor, Tensor]:
+    total = x1 + x2
+    normed, rstd = rms_norm(total, gamma, epsilon)
+    return normed, rstd, total
+
+
+@reference("npu::npu_swiglu")
+def swiglu(x: Tensor, dim: int = -1) -> Tensor:
+    gate, up = x.float().chunk(2, dim)
+    return (F.silu(gate) * up).to(x.dtype)
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.float().chunk(2, -1)
+    return (x.float() * cos.float() + torch.cat((-second, first), -1) * sin.float()).to(x.dtype)
+
+
+@reference("npu::npu_rotary_mul")
+def rotary_mul(
+    x: Tensor, cos: Tensor, sin: Tensor, rotary_mode: str = "half", rotate: Tensor | None = None
+) -> Tensor:
+    assert rotary_mode == "half"
+    assert rotate is None
+    return _turned(x, cos, sin)
+
+
+@reference("npu::npu_apply_rotary_pos_emb")
+def apply_rotary_pos_emb(
+    query: Tensor,
+    key: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    layout: str = "BSND",
+    rotary_mode: str = "half",
+) -> tuple[Tensor, Tensor]:
+    assert (layout, rotary_mode) == ("BSND", "half")
+    return query.copy_(_turned(query, cos, sin)), key.copy_(_turned(key, cos, sin))
+
+
+@reference("npu::npu_format_cast")
+def format_cast(x: Tensor, acl_format: int, **_: Any) -> Tensor:
+    """The format is how the bytes lie, which no tensor of the host has."""
+    return x.clone()
+
+
+@reference("npu::npu_scatter_pa_kv_cache")
+def scatter_pa_kv_cache(
+    key: Tensor,
+    value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slot_mapping: Tensor,
+    *,
+    compress_lens: Tensor | None = None,
+    compress_seq_offsets: Tensor | None = None,
+    seq_lens: Tensor | None = None,
+    cache_mode: str = "PA_NZ",
+) -> None:
+    assert compress_lens is compress_seq_offsets is seq_lens is None
+    assert cache_mode == "Norm"
+    assert len(slot_mapping.unique()) == len(slot_mapping), "what is written twice may be either"
+    for new, stored in ((key, key_cache), (value, value_cache)):
+        stored.view(-1, *stored.shape[2:])[slot_mapping.long()] = new
+
+
+@reference("atb::_npu_reshape_and_cache")
+def reshape_and_cache(
+    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_indices: Tensor
+) -> None:
+    assert len(slot_indices.unique()) == len(slot_indices), "what is written twice may be either"
+    block, offset = slot_indices.long() // _size(key_cache), slot_indices.long() % _size(key_cache)
+    for new, stored in ((key, key_cache), (value, value_cache)):
+        if _is_nz():
+            stored[block, :, offset] = new.reshape(len(new), -1, 16)
+        else:
+            stored[block, offset] = new
+
+
+def _is_nz() -> bool:
+    """A 310P's cache: [blocks, kv_heads * dim / 16, size, 16], and not [blocks, size, kv_heads, dim]."""
+    return "310P" in os.environ["SIM_NPU_SOC"]
+
+
+def _size(cache: Tensor) -> int:
+    return cache.shape[2] if _is_nz() else cache.shape[1]
+
+
+def _gathered(cache: Tensor, blocks: Tensor, length: int, kv_heads: int) -> Tensor:
+    """The first `length` tokens of a sequence, [tokens, kv_heads, head_dim]."""
+    own = cache[blocks[: -(-length // _size(cache))].long()]
+    tokens = (own.transpose(1, 2) if _is_nz() else own).flatten(0, 1)
+    return tokens.reshape(len(tokens), kv_heads, -1)[:length]
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor) -> Tensor:
+    """[queries, heads, dim], [keys, kv_heads, dim] and an additive [queries, keys] → like the query."""
+    group = query.shape[1] // key.shape[1]
+    q, k, v = (part.float().transpose(0, 1) for part in (query, key, value))
+    k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
+    weights = (q @ k.transpose(1, 2) * scale + bias).softmax(-1)
+    return (weights @ v).transpose(0, 1).to(query.dtype)
+
+
+def _causal(queries: int, keys: int) -> Tensor:
+    """Right-aligned: the last query sees all keys."""
+    return torch.full((queries, keys), -torch.inf).triu_(1 + keys - queries)
+
+
+@reference("npu::npu_fused_infer_attention_score")
+def fused_infer_attention_score(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    atten_mask: Tensor,
+    actual_seq_lengths: list[int],
+    actual_seq_lengths_kv: list[int],
+    block_table: Tensor | None = None,
+    num_heads: int,
+    num_key_value_heads: int,
+    scale: float,
+    input_layout: str,
+    sparse_mode: int,
+    block_size: int = 0,
+) -> tuple[Tensor, Tensor]:
+    assert input_layout == "TND"
+    assert sparse_mode == 3
+    assert atten_mask[::32, ::32].bool().equal(torch.ones(64, 64).triu(1).bool())
+    out = torch.full_like(query, torch.nan)
+    start = key_start = 0
+    for row, (end, length) in enumerate(zip(actual_seq_lengths, actual_seq_lengths_kv, strict=True)):
+        if block_table is None:
+            own = [part[key_start:length] for part in (key, value)]
+            key_start = length
+        else:
+            own = [
+                part.view(len(part), block_size, num_key_value_heads, -1)[
+                    block_table[row, : -(-length // block_size)].long()
+                ].flatten(0, 1)[:length]
+                for part in (key, value)
+            ]
+        bias = _causal(end - start, len(own[0]))
+        out[start:end] = _attend(query[start:end], own[0], own[1], scale, bias)
+        start = end
+    return out, torch.empty(0)
+
+
+@reference("atb::_npu_paged_attention")
+def paged_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    num_kv_heads: int,
+    num_heads: int,
+    scale_value: float,
+    block_table: Tensor,
+    context_lens: Tensor,
+    out: Tensor,
+    *,
+    workspace: Tensor | None = None,
+) -> None:
+    assert query.shape[1] == num_heads
+    for row, length in enumerate(context_lens.tolist()):
+        key, value = (
+            _gathered(part, block_table[row], length, num_kv_heads) for part in (key_cache, value_cache)
+        )
+        out[row] = _attend(query[row : row + 1], key, value, scale_value, torch.zeros(1, length))[0]
+
+
+def _unfolded(mask: Tensor) -> Tensor:
+    """[1, columns / 16, rows, 16] → [rows, columns]"""
+    return mask[0].transpose(0, 1).flatten(1).float()
+
+
+@reference("atb::_npu_flash_attention")
+def flash_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    seq_len: Tensor,
+    scale_value: float,
+    num_heads: int,
+    num_kv_heads: int,
+    out: Tensor,
+) -> None:
+    assert len(query) % 16 == 0
+    assert int(seq_len.sum()) == len(query)
+    assert (query.shape[1], key.shape[1]) == (num_heads, num_kv_heads)
+    bias, start = _unfolded(mask), 0
+    for length in seq_len.tolist():
+        own = slice(start, start + length)
+        out[own] = _attend(query[own], key[own], value[own], scale_value, bias[:length, :length])
+        start += length
+
+
+@reference("atb::_npu_paged_attention_splitfuse")
+def paged_attention_splitfuse(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_table: Tensor,
+    context_lens: Tensor,
+    mask: Tensor,
+    seq_len: Tensor,
+    num_kv_heads: int,
+    num_heads: int,
+    scale_value: float,
+    out: Tensor,
+) -> None:
+    assert query.shape[1] == num_heads
+    bias, start = _unfolded(mask), 0
+    for row, (length, context) in enumerate(zip(seq_len.tolist(), context_lens.tolist(), strict=True)):
+        own = slice(start, start + length)
+        key, value = (
+            _gathered(part, block_table[row], context, num_kv_heads) for part in (key_cache, value_cache)
+        )
+        out[own] = _attend(query[own], key, value, scale_value, bias[own, :context])
+        start += length
+
+
+@reference("npu::npu_mm_all_reduce_base")
+def mm_all_reduce_base(
+    x1: Tensor, x2: Tensor, hcom: str, *, reduce_op: str = "sum", bias: Tensor | None = None, **_: Any
+) -> Tensor:
+    assert reduce_op == "sum"
+    assert hcom
+    product = x1 @ x2 if bias is None else x1 @ x2 + bias
+    torch.distributed.all_reduce(product)
+    return product
