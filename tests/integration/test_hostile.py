@@ -18,7 +18,9 @@ from tests.tls import tls_in_front_of
 pytestmark = pytest.mark.slow
 
 #: As docs/how-to/secure-a-fleet.md gives them. The scripts name the bare prefix as their key.
-ACL_RIGHTS = "~longhaul ~longhaul:* resetchannels -@all +@connection +@transaction +@scripting +@read +@write +time"
+ACL_RIGHTS = (
+    "~longhaul ~longhaul:* resetchannels -@all +@connection +@transaction +@scripting +@read +@write +time"
+)
 QUEUE = "longhaul:queue:echo"
 HOSTILE = [
     b"\xff\xfe not json",

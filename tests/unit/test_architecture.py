@@ -20,7 +20,16 @@ LONGER = {
 }
 
 #: What `pip install longhaul` does not bring: neither a producer nor `jobs` may need it.
-WORKER_ONLY = ("torch", "transformers", "safetensors", "numpy", "tokenizers", "sentencepiece", "jinja2", "prometheus_client")
+WORKER_ONLY = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "numpy",
+    "tokenizers",
+    "sentencepiece",
+    "jinja2",
+    "prometheus_client",
+)
 
 #: Written so that no pattern matches itself.
 FORBIDDEN = {
