@@ -124,16 +124,22 @@ def restart_redis(fleet: Fleet) -> None:
     """Stop Valkey in good order, and start it again a moment later."""
     fleet.note("restart Valkey")
     fleet.services.valkey.stop()
-    fleet.hold(fleet.random.uniform(0, 1.5))
-    fleet.services.valkey.start()
+    _start_redis(fleet, after=fleet.random.uniform(0, 1.5))
 
 
 def kill_redis(fleet: Fleet) -> None:
     """SIGKILL to Valkey: its append-only file has all that it acknowledged."""
     fleet.note("kill Valkey")
     fleet.services.valkey.kill()
-    fleet.hold(fleet.random.uniform(0, 1.5))
+    _start_redis(fleet, after=fleet.random.uniform(0, 1.5))
+
+
+def _start_redis(fleet: Fleet, after: float) -> None:
+    """Start Valkey again; returns once it has loaded what it had."""
+    fleet.hold(after)
     fleet.services.valkey.start()
+    with fleet.services.valkey.client() as client:
+        fleet.until(lambda: not client.info("persistence")["loading"], "Valkey to load its file")
 
 
 def flush_redis(fleet: Fleet) -> None:
@@ -150,8 +156,7 @@ def lose_redis(fleet: Fleet) -> None:
     server = fleet.services.valkey
     server.kill()
     shutil.rmtree(server.folder / "appendonlydir")
-    fleet.hold(fleet.random.uniform(0, 1))
-    server.start()
+    _start_redis(fleet, after=fleet.random.uniform(0, 1))
     _lost(fleet)
 
 
