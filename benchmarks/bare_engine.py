@@ -1,6 +1,7 @@
 """Dialogues through the engine alone: `bare_engine.py MODEL FILE MAX_TOKENS DTYPE CPUS`.
 
-Encodes first, then times from the first step to the last. Prints one JSON line.
+Timed from the first dialogue that is encoded to the last answer, as a program does that has nothing but the
+engine. Prints one JSON line.
 """
 
 import json
@@ -24,15 +25,13 @@ def main(model: str, source: str, max_tokens: str, dtype: str, cpus: str) -> Non
     )
     assert engine.chat is not None
     params = SamplingParams(max_tokens=int(max_tokens), temperature=0.0, ignore_eos=True)
-    prompts = []
+    started = time.perf_counter()
     for number, line in enumerate(Path(source).read_bytes().splitlines(), start=1):
         turns = [
             {"role": turn.role, "content": turn.content}
             for turn in parse_line(line, number, 1 << 24).messages
         ]
-        prompts.append(tuple(engine.chat.encode(turns)))
-    started = time.perf_counter()
-    for number, prompt in enumerate(prompts):
+        prompt = tuple(engine.chat.encode(turns))
         engine.add(Request(id=str(number), prompt_token_ids=prompt, params=params))
     tokens = 0
     while engine.has_unfinished:
