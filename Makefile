@@ -65,10 +65,10 @@ demo: $(READY) $(DEMO_MODEL)/config.json ## Summarize examples/dialogues.jsonl o
 
 test: $(READY) ## Run every test
 	@$(MAKE) test-cuda
-	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) --ignore tests/cuda $(ARGS)
+	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --ignore tests/cuda $(ARGS)
 
 test-unit: $(READY) ## Run the unit tests only, under a minute
-	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) tests/unit $(ARGS)
+	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests/unit $(ARGS)
 
 chaos: $(READY) ## Break a fleet at random and see that no line is lost: N scenarios from SEED on
 	@$(TEST_ENVIRONMENT) $(BIN)/python -m tests.chaos --seed $(SEED) --runs $(N)
@@ -78,11 +78,11 @@ test-cuda: $(READY) ## Run the GPU's kernels: on a GPU, or simulated in Triton's
 	@$(BIN)/python -c 'import triton' 2>/dev/null || test -e $(TRITON)/.ready || { \
 		echo "Setting up Triton for the tests of the GPU's kernels (280 MB, once)"; \
 		$(PIP) install -c constraints.txt --no-deps --target $(TRITON) triton && touch $(TRITON)/.ready; } || true
-	@PYTHONPATH=$(TRITON) $(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) tests/cuda $(ARGS) \
+	@PYTHONPATH=$(TRITON) $(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests/cuda $(ARGS) \
 		|| { test $$? -eq 5 && test -n "$(ARGS)"; }  # with arguments that choose none of these
 
 test-npu: $(READY) ## Run the NPU device on simulated Ascend chips (part of test; see docs/devices.md)
-	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) tests/npu $(ARGS)
+	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests/npu $(ARGS)
 
 lint: $(READY) types imports ## Check format, lint rules, types and import rules; changes nothing
 	@$(BIN)/ruff format --check --quiet . || { echo "make format would put this right" >&2; exit 1; }
