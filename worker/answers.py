@@ -47,6 +47,7 @@ class Answers:
         store = self._station.store
         given = self._hold.patiently(partial(ShardInput.read, store, self._ref))
         lines = self._hold.patiently(partial(self._station.ledger.checkpoints, self._ref))
+        self._hold.confirm()
         lines.update(given.refused())
         found = len(lines)
         if not self._lease.called_off:

@@ -6,6 +6,7 @@ Owns the question whether the claim still stands. Decides nothing about lines or
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from jobs.errors import LeaseLostError, LedgerError
@@ -34,6 +35,21 @@ class Hold:
         """The same, and `HandedBackError` once the worker gives up what it holds."""
         self.check_lease()
         self.station.check()
+
+    def confirm(self) -> None:
+        """Ask the ledger; `LeaseLostError` if the shard is another's by now.
+
+        A worker may have slept since its claim: what it read of the shard meanwhile holds only after this.
+        """
+        seconds = self.station.settings.lease_seconds
+        outcome = self.patiently(
+            partial(self.station.ledger.renew, self.claim, seconds, self.lease.unkept_seconds)
+        )
+        if outcome is None:
+            self.lease.lost.set()
+            self.check_lease()
+        else:
+            self.lease.outcome = outcome
 
     def note(self, reason: str) -> None:
         """Tell people what holds the job up."""

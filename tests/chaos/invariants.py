@@ -200,7 +200,8 @@ def check_exits(fleet: Fleet) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    at: float
+    begun: float
+    ended: float
     ref: str
     epoch: int
     owner: str
@@ -234,9 +235,8 @@ def check_work(fleet: Fleet) -> None:
                 ensure(fleet, claim is not None, f"{line} was asked for without a claim")
                 assert claim is not None
                 for write in kept.get((line.ref, line.line), ()):
-                    earlier = write.ended < claim.at or (
-                        write.owner == claim.owner and write.ended < event.at
-                    )
+                    ours = write.owner == claim.owner
+                    earlier = write.ended < (event.at if ours else claim.begun)
                     lost = any(write.begun < loss < event.at for loss in fleet.losses)
                     again = earlier and not lost
                     ensure(fleet, not again, f"{line} was asked for at {event.at}, kept by {write}")
@@ -253,18 +253,18 @@ def check_fence(fleet: Fleet, events: Sequence[Event], claims: Sequence[_Claim])
             others = [
                 claim
                 for claim in claims
-                if claim.ref == mine["ref"] and claim.owner != mine["owner"] and claim.at < write.begun
+                if claim.ref == mine["ref"] and claim.owner != mine["owner"] and claim.ended < write.begun
             ]
-            own = [claim.at for claim in claims if claim.owner == mine["owner"]]
-            late = [claim for claim in others if claim.at > max(own, default=0.0)]
+            own = [claim.ended for claim in claims if claim.owner == mine["owner"]]
+            late = [claim for claim in others if claim.begun > max(own, default=0.0)]
             ensure(fleet, not late, f"{name} by {mine} was taken after {late}")
 
 
 def _known(fleet: Fleet, part: _Write, claim: _Claim) -> bool:
     """Whether a claim had to know of a part: it came later, and a ledger made anew had heard of the part."""
-    losses = [loss for loss in fleet.losses if part.begun < loss < claim.at]
-    made_anew = [at for at in fleet.rebuilds if part.ended < at < claim.at]
-    return part.ended < claim.at and (not losses or bool(made_anew))
+    losses = [loss for loss in fleet.losses if part.begun < loss < claim.ended]
+    made_anew = [at for at in fleet.rebuilds if part.ended < at < claim.begun]
+    return part.ended < claim.begun and (not losses or bool(made_anew))
 
 
 def generated_twice(fleet: Fleet) -> int:
@@ -278,14 +278,15 @@ def generated_twice(fleet: Fleet) -> int:
 
 
 def _claims(events: Sequence[Event]) -> Iterator[_Claim]:
-    for event in events:
-        if event.name == "ledger.claim" and event.when == "after" and isinstance(event.result, dict):
-            yield _Claim(event.at, event.result["ref"], event.result["epoch"], event.result["owner"])
+    for event, write in _writes(events, "ledger.claim"):
+        if isinstance(event.result, dict):
+            found = event.result
+            yield _Claim(write.begun, write.ended, found["ref"], found["epoch"], found["owner"])
 
 
 def _claim_of(claims: Sequence[_Claim], line: LineId, at: float) -> _Claim | None:
     """The latest of the line's shard and epoch before it was asked for."""
-    found = [each for each in claims if (each.ref, each.epoch) == (line.ref, line.epoch) and each.at <= at]
+    found = [each for each in claims if (each.ref, each.epoch) == (line.ref, line.epoch) and each.ended <= at]
     return found[-1] if found else None
 
 
@@ -310,7 +311,7 @@ def _kept(events: Sequence[Event]) -> dict[tuple[str, int], list[_Write]]:
 
 
 def _writes(events: Sequence[Event], name: str) -> Iterator[tuple[Event, _Write]]:
-    """Calls that succeeded. A process may sleep between the call and its entry: both ends count."""
+    """Calls that succeeded, of those that were entered on both sides: a process may sleep in between."""
     begun: dict[tuple[int, str], float] = {}
     for event in events:
         if event.name == name:

@@ -61,6 +61,23 @@ def test_a_worker_sleeps_past_its_lease_before_and_after_each_call(make_fleet: M
         suffer(fleet, list(points(worked(), "stop"))[half::2])
 
 
+def test_who_slept_after_a_claim_generates_nothing_that_is_done(make_fleet: MakeFleet) -> None:
+    """Another has taken the shard over and committed it meanwhile: there are no checkpoints to be found."""
+    with make_fleet(seed=35, shards_in_flight="1") as fleet:
+        fleet.arm("worker", ["ledger.claim:after:1:stop"])
+        fleet.submit(work(fleet.random, 8))
+        (first,) = fleet.start(1)
+        fleet.struck(1)
+        fleet.tend()
+        fleet.sleeps(first.pid, seconds=6)
+        fleet.start(1)
+        fleet.finish()
+        fleet.until(lambda: "shard left" in first.log.read_text(), "the first to notice")
+        check(fleet)
+        late = [line for event in fleet.events.named("engine.ask") for line in event.ids if "/0/1/" in line]
+        ensure(fleet, not late, f"asked for under a claim that had run out: {late}")
+
+
 @pytest.mark.parametrize("action", ["kill", "fail", "stop"])
 def test_around_the_calls_of_a_drain(make_fleet: MakeFleet, action: str) -> None:
     armed = list(points(["ledger.release", "ledger.withdraw", "ledger.close"], action))

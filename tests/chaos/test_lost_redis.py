@@ -6,6 +6,7 @@ import pytest
 
 from tests.chaos.conftest import MakeFleet
 from tests.chaos.faults import LOSSES, flush_redis
+from tests.chaos.fleet import LIMIT
 from tests.chaos.invariants import check
 from tests.chaos.points import calls, points
 from tests.chaos.work import work
@@ -29,17 +30,26 @@ def test_all_is_lost_and_made_anew(make_fleet: MakeFleet, name: str) -> None:
 
 def test_a_worker_that_slept_through_the_loss_writes_nothing(make_fleet: MakeFleet) -> None:
     """Epochs begin anew with a ledger that was lost: only the owner tells an old claim from a new one."""
-    with make_fleet(seed=51) as fleet:
-        first, _ = fleet.start(2)
-        fleet.submit(work(fleet.random, 60))
-        fleet.progress(5)
-        fleet.note("suspend worker 0 and FLUSHALL meanwhile")
+    with make_fleet(seed=51, shards_in_flight="1", echo_step_seconds="0.02") as fleet:
+        (first,) = fleet.start(1)
+        fleet.submit(work(fleet.random, 24))
+        fleet.progress(3)
+        fleet.note("suspend worker 0, and FLUSHALL meanwhile")
         send(first.pid, signal.SIGSTOP)
-        fleet.sleeps(first.pid, seconds=3)
+        fleet.sleeps(first.pid, seconds=LIMIT)
         flush_redis(fleet)
-        fleet.progress(10)
+        fleet.start(1)
+
+        def taken_over() -> bool:
+            claims = [event for event in fleet.events.named("ledger.claim", "after") if event.result]
+            held = {event.result["ref"] for event in claims if event.pid == first.pid}
+            return any(event.pid != first.pid and event.result["ref"] in held for event in claims)
+
+        fleet.until(taken_over, "another to have the shard that worker 0 takes for its own")
+        fleet.sleeps(first.pid, seconds=0)
         fleet.finish()
         check(fleet)
+        fleet.until(lambda: "lease lost" in first.log.read_text(), "worker 0 to notice")
 
 
 @pytest.mark.parametrize("action", ["kill", "fail"])

@@ -2,8 +2,11 @@
 
 import pytest
 
-from tests.chaos.conftest import MakeFleet
+from tests.chaos.conftest import MINIMUM, MakeFleet
+from tests.chaos.faults import NETWORK
+from tests.chaos.points import APART, worked
 from tests.chaos.scenarios import plan, run
+from tests.chaos.test_network import TIMES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -18,3 +21,11 @@ def test_a_random_scenario(make_fleet: MakeFleet, seed: int) -> None:
 def test_a_seed_means_one_plan() -> None:
     assert plan(1001) == plan(1001)
     assert str(plan(1001)) != str(plan(1002))
+
+
+def test_a_run_of_all_injects_enough() -> None:
+    """What the tests beside this one wait for to strike, counted from the lists that they go by."""
+    actions, sides = 3, 2
+    at_calls = actions * sides * len([*worked(), *APART])
+    on_the_network = TIMES * 2 * len(NETWORK)
+    assert at_calls + on_the_network >= MINIMUM
