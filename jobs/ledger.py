@@ -271,12 +271,21 @@ class Ledger:
 
     # Putting right what died
 
-    def reconcile(self, patience_seconds: float, turn_seconds: float = 0.0) -> list[tuple[str, ShardRef]]:
+    def reconcile(
+        self,
+        patience_seconds: float,
+        turn_seconds: float = 0.0,
+        *,
+        lease_seconds: float = 3600.0,
+        finalize_seconds: float = 3600.0,
+    ) -> list[tuple[str, ShardRef]]:
         """Expired leases become due, jobs past their deadline end; the hints to publish again, with models.
 
-        In each turn of so many seconds one caller does it, and the others get nothing.
+        In each turn of so many seconds one caller does it, and the others get nothing. Leases that end later
+        than these from now were given before the server's clock was set back: they are cut.
         """
-        arguments = (_ms(patience_seconds), _ms(turn_seconds))
+        times = (patience_seconds, turn_seconds, lease_seconds, finalize_seconds)
+        arguments = tuple(_ms(each) for each in times)
         flat = self._run("reconcile", *arguments, keys=(self._prefix, self._queue_prefix))
         pairs = zip(flat[::2], flat[1::2], strict=True)
         return [(model.decode(), ShardRef.parse(ref.decode())) for model, ref in pairs]

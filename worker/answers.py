@@ -81,6 +81,8 @@ class Answers:
 
     def _generate_missing(self, given: ShardInput, lines: dict[int, bytes]) -> None:
         missing = [number for number in given.numbers if number not in lines]
+        if not missing:
+            return
         suspects = _span(self._claim.suspects)
         floor = self._station.floor
         if not suspects and self._claim.attempt < self._station.settings.max_attempts:

@@ -85,8 +85,14 @@ class Maintenance:
         station.ledger.announce(info)
 
     def _reconcile(self) -> None:
-        seconds = self._station.settings.reconcile_seconds
-        lost = self._station.ledger.reconcile(2 * seconds, turn_seconds=seconds / 2)
+        settings = self._station.settings
+        seconds = settings.reconcile_seconds
+        lost = self._station.ledger.reconcile(
+            2 * seconds,
+            turn_seconds=seconds / 2,
+            lease_seconds=settings.lease_seconds,
+            finalize_seconds=FINALIZE_SECONDS,
+        )
         for model, hints in groupby(sorted(lost), key=itemgetter(0)):
             refs = [ref for _, ref in hints]
             log.info("hints published again", model=model, shards=len(refs))

@@ -21,7 +21,7 @@
 --   <p>:claim:<owner>    str   the <id>/<n> that a claim got, for as long as its answer may be asked for again
 --   <p>:finalizing       zset  <id> whose last shard is done, by the deadline of whoever writes its manifest
 --   <p>:deadlines        zset  <id> by the time it has to have ended
---   <p>:reconciler       str   who reconciles; expires
+--   <p>:reconciler       str   when somebody last reconciled
 --   <p>:workers          hash  name -> description (JSON) with the time of its last heartbeat
 local p = KEYS[1]
 
@@ -69,6 +69,7 @@ end
 -- Put the shard whose lease has run out where it can be claimed again.
 local function expire_lease(id, n)
   redis.call('ZREM', p .. ':leases', id .. '/' .. n)
+  redis.call('DEL', p .. ':claim:' .. (redis.call('HGET', shard_key(id, n), 'owner') or ''))
   drop_unkept(id, n)
   make_due(redis.call('HGET', job_key(id), 'model'), id, n, 0)
 end

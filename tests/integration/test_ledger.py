@@ -286,3 +286,17 @@ def test_a_redis_that_takes_connections_and_says_nothing_is_an_error_within_seco
         )
         with pytest.raises(LedgerError, match="does not serve"):
             ledger.ping()
+
+
+def test_a_clock_that_was_set_back_keeps_nobody_waiting(ledger: Ledger) -> None:
+    """Leases, hints and turns of the time before lie far ahead then."""
+    ledger.register(spec("j", 2))
+    refs = ledger.dispatch(MODEL, 2)
+    claimed(ledger, refs[0])
+    hour = 3600 * 1000
+    for key in ("longhaul:leases", "longhaul:due:small"):
+        for member, score in ledger._redis.zrange(key, 0, -1, withscores=True):
+            ledger._redis.zadd(key, {member: score + hour})
+    ledger._redis.set("longhaul:reconciler", round(ledger.now() * 1000) + hour)
+    ledger.reconcile(0, turn_seconds=1, lease_seconds=0)
+    assert {ref for _, ref in ledger.reconcile(0)} == set(refs)

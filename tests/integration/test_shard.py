@@ -288,6 +288,17 @@ def test_a_line_under_suspicion_gets_a_second_chance(station: Station, ref: Shar
     assert [bool(line["error"]) for line in part_of(station.store, ref)] == [False, False, True, False]
 
 
+def test_a_shard_under_suspicion_whose_lines_are_all_there_is_committed(
+    station: Station, ref: ShardRef
+) -> None:
+    dead = take(station, ref, seconds=0)
+    station.ledger.suspect(dead, "1-2")
+    lines = {n: dialogue.error_line(ref.job, n, None, "engine_error", "kept") for n in (1, 2, 4)}
+    station.ledger.checkpoint(dead, lines)
+    work(station, ref)
+    assert len(part_of(station.store, ref)) == LINES
+
+
 def test_lines_of_an_earlier_job_are_taken_over_where_the_weights_are_the_same(
     station: Station, place: Place, ref: ShardRef
 ) -> None:
