@@ -19,6 +19,8 @@ from jobs.settings import Settings
 #: A worker whose heartbeat is older is not counted as living.
 _WORKER_SILENCE_SECONDS = 30.0
 _DAY_SECONDS = 86400
+#: Made here, before there are threads: msgspec's first decode of a type is not safe among several.
+_spec = msgspec.json.Decoder(JobSpec)
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -376,7 +378,7 @@ def _status(answer: list[Any]) -> JobStatus:
         return int(fields[name]) / 1000 if name in fields else None
 
     return JobStatus(
-        spec=msgspec.json.decode(fields["spec"], type=JobSpec),
+        spec=_spec.decode(fields["spec"]),
         state=JobState(fields["state"].decode()),
         succeeded=int(fields["succeeded"]),
         failed=int(fields["failed"]),

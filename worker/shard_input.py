@@ -19,6 +19,9 @@ from jobs.storage import Store
 
 log = structlog.get_logger(__name__)
 
+#: Made here, before there are threads: msgspec's first decode of a type is not safe among several.
+_receipt, _spec = msgspec.json.Decoder(Receipt), msgspec.json.Decoder(JobSpec)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardInput:
@@ -79,7 +82,7 @@ def answered_before(store: Store, given: ShardInput, number: int, model_hash: st
         return {}
     keys = JobKeys(given.spec.reuse_of)
     try:
-        receipt = msgspec.json.decode(store.get(keys.receipt(number)), type=Receipt)
+        receipt = _receipt.decode(store.get(keys.receipt(number)))
         if receipt.model_hash != model_hash or receipt.lines != given.shard.lines:
             return {}
         lines = store.get(keys.part(number)).splitlines()
@@ -101,6 +104,6 @@ def answered_before(store: Store, given: ShardInput, number: int, model_hash: st
 def _job_spec(store: Store, key: str) -> JobSpec:
     data = store.get(key)
     try:
-        return msgspec.json.decode(data, type=JobSpec)
+        return _spec.decode(data)
     except msgspec.DecodeError as error:
         raise StoreError(f"{store.url}: {key} is damaged: {error}") from error
