@@ -61,9 +61,8 @@ def dialogues(path: Path, lines: int, characters: int) -> Path:
 
 
 def finished(client: Client, job: str) -> JobStatus:
-    """The job when it has ended; it must have answered every line."""
-    wait_until(lambda: client.status(job).state.final, seconds=3600, what="the job's end")
-    status = client.status(job)
+    """The job when it has ended, watched as a producer does; it must have answered every line."""
+    *_, status = client.watch(job)
     assert (status.state, status.succeeded) == (JobState.COMPLETED, status.spec.lines), status
     return status
 

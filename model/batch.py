@@ -26,7 +26,7 @@ NULL_BLOCK = 0
 class Batch:
     """The packed tokens of a step, sequence after sequence, those with a single token first."""
 
-    #: [tokens]
+    #: [tokens]; -1 - row for the token that the step before samples from this row, unknown to the host yet.
     token_ids: Ints
     #: Tokens of each sequence in this step, [sequences].
     query_lens: Ints
@@ -67,6 +67,11 @@ class Batch:
             block_tables=tables,
             logit_rows=np.array(rows, np.int32),
         )
+
+    @property
+    def awaits_tokens(self) -> bool:
+        """Whether it has tokens that the step before samples."""
+        return bool((self.token_ids < 0).any())
 
     @cached_property
     def query_starts(self) -> Ints:

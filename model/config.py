@@ -129,6 +129,9 @@ class EngineConfig:
     max_num_seqs: int = 128
     #: Tokens of one step: decoded ones plus chunks of prompts.
     max_step_tokens: int = 2048
+    #: Whether a step is planned while the one before it is computed; None is yes where the device computes
+    #: behind the host. A sequence's end is then seen a step late.
+    overlap: bool | None = None
     #: Read config.json alone and make the weights up: for measuring without a download.
     random_weights: bool = False
     #: Port of the ranks' rendezvous on 127.0.0.1; None takes a free one.

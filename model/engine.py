@@ -5,8 +5,10 @@ caller's thread and does nothing between calls.
 """
 
 import os
-from collections.abc import Hashable
+import time
+from collections.abc import Hashable, Iterator
 from collections.abc import Sequence as Seq
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +31,12 @@ from model.rope import base_of
 from model.runner import Runner, join, open_store, settings_line
 from model.sampler import logprobs, sample
 from model.scheduler import Chunk, Scheduler, Sequence
+from model.transfer import Download
 
 #: How long a broken collective waits for the rank that broke it to be reaped.
 _REAP_SECONDS = 5.0
+#: Between looks at a device that is computing: short beside a step.
+_POLL_SECONDS = 0.0001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +75,8 @@ class Engine:
         self._live: dict[Hashable, Live] = {}
         #: Unfinished answers of each request, by their index.
         self._unfinished: dict[str, list[int]] = {}
+        #: The step that the device computes behind the host, if any.
+        self._started: _StartedStep | None = None
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = self._steps = 0
         try:
             self._start()
@@ -90,6 +97,7 @@ class Engine:
         plan = self._runner.plan_cache(self.model.rope.max_position)
         reserved = NULL_BLOCK + 1 if config.shares_prefixes else 0
         self._runner.allocate_cache(plan.num_blocks + reserved, plan.block_size)
+        self._overlaps = self._runner.overlaps
         #: Longest prompt plus answer, in tokens.
         self.max_model_len = plan.max_model_len
         self._pool = BlockPool(plan.num_blocks, first=reserved)
@@ -163,20 +171,17 @@ class Engine:
         )
 
     def step(self) -> list[Completion]:
-        """Compute one batch and return the answers that it finished. Raises RankError if a rank is gone."""
-        chunks = decode_first(self._scheduler.schedule())
-        if not chunks:
-            return []
-        logits = self._execute(Batch.of(chunks, self._scheduler.block_size))
-        self._steps += 1
-        ends = np.cumsum([len(chunk.logit_positions) for chunk in chunks])
-        for chunk, end in zip(chunks, ends.tolist(), strict=True):
-            if chunk.sequence.scoring:
-                self._score(chunk, logits[end - len(chunk.logit_positions) : end])
-        samples = [chunk.samples for chunk in chunks]
-        sampled = [self._live[chunk.sequence.id] for chunk in chunks if chunk.samples]
-        self._advance(chunks)
-        return self._continue(sampled, logits if len(sampled) == len(logits) else logits[ends[samples] - 1])
+        """Start a batch and return the answers that it finished. Raises RankError if a rank is gone.
+
+        Where the device computes behind the host, they are those that the batch before finished: this one
+        was planned before that one's tokens were known, and is computed while they are looked at.
+        """
+        before, self._started = self._started, self._start_step()
+        finished = self._land(before) if before else []
+        if self._started and not (self._overlaps and self._started.plans_ahead):
+            finished += self._land(self._started)
+            self._started = None
+        return finished
 
     def abort(self, request_id: str) -> list[Completion]:
         """Drop a request and return what its unfinished answers have; none if it is unknown or done."""
@@ -185,13 +190,12 @@ class Engine:
 
     def progress(self, request_id: str, index: int = 0) -> tuple[int, ...]:
         """The tokens that an unfinished answer has so far. Raises KeyError for one that is not unfinished."""
-        sequence = self._live[request_id, index].sequence
-        return tuple(sequence.tokens[sequence.prompt_len :])
+        return tuple(self._live[request_id, index].token_ids)
 
     def stats(self) -> EngineStats:
         """Counters, cheap enough to read after each step."""
         return EngineStats(
-            running=len(self._scheduler.running),
+            running=len(self._scheduler.running) + len(self._scheduler.ending),
             waiting=len(self._scheduler.waiting),
             used_blocks=self._pool.num_blocks - self._pool.num_free,
             total_blocks=self._pool.num_blocks,
@@ -210,15 +214,50 @@ class Engine:
             if dist.is_initialized():
                 dist.destroy_process_group()
 
+    def _start_step(self) -> "_StartedStep | None":
+        """Plan a step and tell the device; None if there is nothing to run."""
+        chunks = decode_first(self._scheduler.schedule())
+        if not chunks:
+            return None
+        logits = self._execute(Batch.of(chunks, self._scheduler.block_size))
+        self._steps += 1
+        ends = np.cumsum([len(chunk.logit_positions) for chunk in chunks])
+        for chunk, end in zip(chunks, ends.tolist(), strict=True):
+            if chunk.sequence.scoring:
+                self._score(chunk, logits[end - len(chunk.logit_positions) : end])
+        samples = [chunk.samples for chunk in chunks]
+        sampled = [self._live[chunk.sequence.id] for chunk in chunks if chunk.samples]
+        started = self._sample(sampled, logits if len(sampled) == len(logits) else logits[ends[samples] - 1])
+        self._advance(chunks)
+        for row, live in enumerate(sampled):
+            live.sequence.await_token(row)
+            if live.sequence.num_generated == live.request.params.max_tokens:
+                self._scheduler.end(live.sequence.id)
+        return started
+
+    def _sample(self, sampled: Seq[Live], logits: Tensor) -> "_StartedStep":
+        """Have each answer's next token drawn from its row of logits."""
+        if not sampled:
+            return _StartedStep(())
+        tokens = sample(logits, draws([live.row for live in sampled]))
+        self._runner.remember(tokens)
+        return _StartedStep(sampled, Download(tokens), logits)
+
     def _execute(self, batch: Batch) -> Tensor:
         """Logits of the wanted rows. Raises RankError, and then the other ranks are ended."""
         if self._lost:
             raise self._lost
         if not self._ranks:
             return self._runner.lead(batch)
-        try:
+        with self._ending_the_lost():
             self._ranks.check()
             return self._lead(batch, self._ranks)
+
+    @contextmanager
+    def _ending_the_lost(self) -> Iterator[None]:
+        """A RankError is final."""
+        try:
+            yield
         except RankError as error:
             self._lost = error
             self.close()
@@ -256,32 +295,43 @@ class Engine:
         for index in self._unfinished[request_id][1:]:
             self._scheduler.add(self._live[request_id, index].sequence)
 
-    def _continue(self, sampled: Seq[Live], logits: Tensor) -> list[Completion]:
-        """Give each answer its next token from its row of logits; return those that it ends."""
-        if not sampled:
+    def _land(self, step: "_StartedStep") -> list[Completion]:
+        """Give each answer its token, once they are known; return those that this ends."""
+        if step.tokens is None:
             return []
-        tokens = sample(logits, draws([live.row for live in sampled])).tolist()
-        records = self._records(sampled, logits, tokens)
-        self._generated_tokens += len(tokens)
+        with self._ending_the_lost():
+            tokens = step.tokens.result(self._wait).tolist()
+        records = self._records(step, tokens)
         finished = []
-        for row, (live, token) in enumerate(zip(sampled, tokens, strict=True)):
+        for row, (live, token) in enumerate(zip(step.sampled, tokens, strict=True)):
+            if self._live.get(live.sequence.id) is not live:
+                continue  # it had ended, or was aborted, when this step was under way
+            self._generated_tokens += 1
             if reason := live.accept(token, records.get(row)):
                 finished.append(self._finish(live, reason))
         return finished
 
-    def _records(self, sampled: Seq[Live], logits: Tensor, tokens: Seq[int]) -> dict[int, TokenLogprob]:
+    def _wait(self) -> None:
+        """For the device, a moment: of a rank that died it would never hear."""
+        if self._ranks:
+            self._ranks.check(_POLL_SECONDS)
+        else:
+            time.sleep(_POLL_SECONDS)
+
+    def _records(self, step: "_StartedStep", tokens: Seq[int]) -> dict[int, TokenLogprob]:
         """The log-probabilities of the rows for which they are wanted."""
         wanted = {
             row: live.request.params
-            for row, live in enumerate(sampled)
+            for row, live in enumerate(step.sampled)
             if live.request.params.logprobs is not None
         }
         if not wanted:
             return {}
+        assert step.logits is not None  # noqa: S101 - rows were sampled
         rows = list(wanted)
         counts = [params.logprobs or 0 for params in wanted.values()]
         asked = [params.logprob_token_ids for params in wanted.values()]
-        found = logprobs(logits[rows], [tokens[row] for row in rows], counts, asked)
+        found = logprobs(step.logits[rows], [tokens[row] for row in rows], counts, asked)
         return dict(zip(rows, found, strict=True))
 
     def _finish(self, live: Live, reason: FinishReason) -> Completion:
@@ -292,6 +342,21 @@ class Engine:
         if not others:
             del self._unfinished[live.request.id]
         return live.completion(reason)
+
+
+@dataclass(frozen=True, slots=True)
+class _StartedStep:
+    """A step that the device has been told, and the answers that get a token from it."""
+
+    sampled: Seq[Live]
+    tokens: Download | None = None
+    #: [sampled, vocabulary]
+    logits: Tensor | None = None
+
+    @property
+    def plans_ahead(self) -> bool:
+        """Whether the next step can be planned before the tokens are known."""
+        return all(live.plans_ahead for live in self.sampled)
 
 
 def _load_chat(folder: Path) -> Chat | None:

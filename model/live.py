@@ -37,19 +37,30 @@ class Live:
             stop_token_ids=self.answer.stop_token_ids,
         )
 
+    @property
+    def token_ids(self) -> list[int]:
+        """Its tokens so far."""
+        sequence = self.sequence
+        return sequence.tokens[sequence.prompt_len : sequence.num_known]
+
+    @property
+    def plans_ahead(self) -> bool:
+        """Whether a token after the next can be sampled before the next is known, and nothing waits for it."""
+        return self.counts is None and self.request.params.logprobs is None
+
     def accept(self, token: int, record: TokenLogprob | None) -> FinishReason | None:
-        """Take the next token and tell whether it is the last."""
-        self.sequence.tokens.append(token)
+        """Take the next of the tokens that the sequence awaits, and tell whether it is the last."""
+        self.sequence.learn(token)
         if self.counts is not None:
             self.counts.add(token)
         if record is not None:
             self.logprobs.append(record)
-        return self.answer.accept(token, self.sequence.num_generated)
+        return self.answer.accept(token, self.sequence.num_known - self.sequence.prompt_len)
 
     def completion(self, reason: FinishReason) -> Completion:
         """What there is."""
         sequence, params = self.sequence, self.request.params
-        token_ids = sequence.tokens[sequence.prompt_len :]
+        token_ids = self.token_ids
         return Completion(
             request_id=self.request.id,
             index=self.index,

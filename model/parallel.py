@@ -91,6 +91,14 @@ class Group:
         dist.all_gather(parts, part)
         return torch.cat(parts, dim=-1) if self.rank == 0 else None
 
+    def share(self, values: Tensor) -> Tensor:
+        """Rank 0's values of a tensor on the device. Not every NPU broadcasts: they gather from all."""
+        if values.device.type != "npu":
+            return self.broadcast(values)
+        parts = [torch.empty_like(values) for _ in range(self.world)]
+        dist.all_gather(parts, values)
+        return parts[0]
+
     def broadcast(self, values: Tensor) -> Tensor:
         """Every rank gets rank 0's values, in place."""
         if self.world > 1:

@@ -44,7 +44,14 @@ class Runner:
         shard = Shard.of(model, rank, world)
         dtype = self.device.dtype(config.dtype, model.dtype)
         checkpoint = RandomCheckpoint(dtype) if config.random_weights else Checkpoint(config.path, dtype)
-        self.decoder = Decoder(Loader(model, shard, checkpoint, self.device, self.where), self.group)
+        #: Whether a step is told before the tokens of the one before it are known to the host.
+        self.overlaps = self.device.RUNS_BEHIND if config.overlap is None else config.overlap
+        #: What the last step sampled, which the next one reads on the device; int32 [max_num_seqs].
+        self._sampled: Tensor | None = None
+        if self.overlaps:
+            self._sampled = torch.zeros(config.max_num_seqs, dtype=torch.int32, device=self.where)
+        load = Loader(model, shard, checkpoint, self.device, self.where)
+        self.decoder = Decoder(load, self.group, self._sampled)
         self.token_bytes = (
             2 * model.num_layers * shard.num_kv_heads * model.head_dim * checkpoint.dtype.itemsize
         )
@@ -89,6 +96,11 @@ class Runner:
         assert logits is not None  # noqa: S101 - only other ranks get none
         return logits
 
+    def remember(self, tokens: Tensor) -> None:
+        """On rank 0: these are the tokens, [rows], that negative ids of the next batch stand for."""
+        if self._sampled is not None:
+            self._sampled[: len(tokens)].copy_(tokens)
+
     def follow(self) -> None:
         """On another rank: execute the next batch."""
         header = self.group.broadcast(torch.empty(HEADER_SIZE, dtype=torch.int32)).numpy()
@@ -96,6 +108,8 @@ class Runner:
         self._execute(Batch.decode(header, body))
 
     def _execute(self, batch: Batch) -> Tensor | None:
+        if self._sampled is not None and self.group.world > 1 and batch.awaits_tokens:
+            self._sampled.copy_(self.group.share(self._sampled))
         if self._recorded and len(batch.query_lens) == len(batch.token_ids) == len(batch.logit_rows):
             return self._recorded(batch)
         return self.decoder(batch, self.caches, self.block_size)

@@ -8,6 +8,9 @@ ends. Pure bookkeeping, no tensors.
 A sequence takes over the blocks of what its tokens begin with, also those that the same step computes. One
 whose beginning is being computed by another, but not in this step, is passed over until it is: the first of
 many with a new prefix prefills it for all.
+
+A step can be planned while the one before it runs, so before its tokens are known. A token that is being
+sampled stands as a negative number at its sequence's end: -1 - its row among those that the last step samples.
 """
 
 import sys
@@ -45,6 +48,13 @@ class Sequence:
     num_cached: int | None = None
     #: Blocks that have told the pool what they contain.
     num_announced: int = 0
+    #: Of its last tokens, those that are being sampled.
+    num_awaited: int = 0
+
+    @property
+    def num_known(self) -> int:
+        """Tokens before those that are being sampled."""
+        return len(self.tokens) - self.num_awaited
 
     @property
     def num_pending(self) -> int:
@@ -58,8 +68,18 @@ class Sequence:
 
     @property
     def num_generated(self) -> int:
-        """Tokens after the prompt."""
+        """Tokens after the prompt, those that are being sampled included."""
         return len(self.tokens) - self.prompt_len
+
+    def await_token(self, row: int) -> None:
+        """Its next token is being sampled, from this row of those that the step samples."""
+        self.tokens.append(-1 - row)
+        self.num_awaited += 1
+
+    def learn(self, token: int) -> None:
+        """The first of the tokens that it awaits is there."""
+        self.tokens[self.num_known] = token
+        self.num_awaited -= 1
 
 
 class Chunk:
@@ -124,10 +144,12 @@ class Scheduler:
         self.waiting: OrderedDict[Hashable, Sequence] = OrderedDict()
         #: In order of admission.
         self.running: OrderedDict[Hashable, Sequence] = OrderedDict()
+        #: Those whose last token is being sampled: they hold their blocks until it is known.
+        self.ending: dict[Hashable, Sequence] = {}
         self.num_preemptions = 0
 
     def __contains__(self, sequence_id: Hashable) -> bool:
-        return sequence_id in self.waiting or sequence_id in self.running
+        return any(sequence_id in held for held in self._held)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; its full length must fit into an empty cache."""
@@ -135,13 +157,26 @@ class Scheduler:
 
     def remove(self, sequence_id: Hashable) -> Sequence | None:
         """Forget a finished or aborted sequence and free its blocks; None if it is not here."""
-        sequence = self.running.pop(sequence_id, None) or self.waiting.pop(sequence_id, None)
+        sequence = next((held.pop(sequence_id) for held in self._held if sequence_id in held), None)
         if sequence is not None:
+            if sequence.keys is not None:
+                self._settle(sequence, sequence.num_computed)
             self._release(sequence)
         return sequence
 
+    def end(self, sequence_id: Hashable) -> None:
+        """A running sequence awaits its last token: it is in no further step."""
+        self.ending[sequence_id] = self.running.pop(sequence_id)
+
+    @property
+    def _held(self) -> "tuple[dict[Hashable, Sequence], ...]":
+        return self.running, self.waiting, self.ending
+
     def schedule(self) -> list[Chunk]:
-        """The chunks of the next step, empty only if there is nothing to run. Every chunk has its blocks."""
+        """The chunks of the next step. Every chunk has its blocks.
+
+        Empty only if there is nothing to run, or nothing before those that are ending give back their blocks.
+        """
         chunks: list[Chunk] = []
         room = _Room(self.max_step_tokens, self.max_scored_tokens)
         for sequence in [*self.running.values()]:
@@ -171,16 +206,20 @@ class Scheduler:
     def _plan(self, sequence: Sequence, num_tokens: int) -> Chunk:
         """Settle on a chunk: what it completes can be found from now on, later in the same step as well."""
         if sequence.keys is not None:
-            self._announce(sequence, sequence.num_computed + num_tokens)
-            first = sequence.num_computed // self.block_size
-            last = (sequence.num_computed + num_tokens) // self.block_size
-            for number in range(first, last):
-                self.pool.settle(sequence.blocks[number])
+            self._settle(sequence, sequence.num_computed + num_tokens)
         return Chunk(sequence, num_tokens)
 
+    def _settle(self, sequence: Sequence, num_tokens: int) -> None:
+        """Tell the pool that the sequence's blocks up to there are computed by the end of a planned step."""
+        first = min(sequence.num_announced, sequence.num_computed // self.block_size)
+        self._announce(sequence, num_tokens)
+        for number in range(first, min(num_tokens // self.block_size, sequence.num_announced)):
+            self.pool.settle(sequence.blocks[number])
+
     def _announce(self, sequence: Sequence, num_tokens: int) -> None:
-        """Tell the pool what the sequence's blocks up to there contain or will contain."""
+        """Tell the pool what the sequence's blocks up to there contain or will contain, as far as is known."""
         assert sequence.keys  # noqa: S101 - callers have looked
+        num_tokens = min(num_tokens, sequence.num_known)
         if num_tokens // self.block_size <= sequence.num_announced:
             return
         keys = sequence.keys.up_to(sequence.tokens, num_tokens)
@@ -217,7 +256,7 @@ class Scheduler:
         """Blocks of others, or of its own former self, that hold the sequence's first tokens."""
         if sequence.keys is None or sequence.num_scored is not None:
             return []
-        return self.pool.find(sequence.keys.up_to(sequence.tokens, len(sequence.tokens)))
+        return self.pool.find(sequence.keys.up_to(sequence.tokens, sequence.num_known))
 
     def _fits(self, sequence: Sequence, found: list[int]) -> bool:
         """Whether its other blocks are free, leaving each running sequence one to grow into, if any can."""

@@ -29,10 +29,14 @@ class Layer:
 class Decoder:
     """Pre-norm decoder with RMSNorm, rotary positions, grouped-query attention and a gated MLP."""
 
-    def __init__(self, load: Loader, group: Group) -> None:
-        """Read this rank's weights. Raises CheckpointError naming a tensor that is missing or mis-shaped."""
+    def __init__(self, load: Loader, group: Group, sampled: Tensor | None = None) -> None:
+        """Read this rank's weights. Raises CheckpointError naming a tensor that is missing or mis-shaped.
+
+        `sampled`, int32 [rows], has the tokens that negative ids stand for, as `Batch` says; None if none do.
+        """
         config, family = load.config, load.config.family
         self.config = config
+        self._sampled = sampled
         self.device = load.device
         self.where = load.where
         self.dtype = load.checkpoint.dtype
@@ -91,7 +95,7 @@ class Decoder:
         """What the head is applied to, [rows, hidden_size], of the wanted rows of the step or of all."""
         cos, sin = self._rotation(step)
         norm, add_norm, eps = self.device.norm, self.device.add_norm, self.config.norm_eps
-        residual = self.embedding(step.token_ids)
+        residual = self.embedding(self._known(step.token_ids))
         x = norm(residual, self.layers[0].attention_norm, eps)
         next_norms = [*(layer.attention_norm for layer in self.layers[1:]), self.final_norm]
         for layer, cache, next_norm in zip(self.layers, caches, next_norms, strict=True):
@@ -104,6 +108,12 @@ class Decoder:
             x = add_norm(residual, layer.attention.project(mixed), layer.mlp_norm, eps)
             x = add_norm(residual, layer.mlp(x), next_norm, eps)
         return x
+
+    def _known(self, token_ids: Tensor) -> Tensor:
+        """The ids with those that the last step sampled, [tokens]."""
+        if self._sampled is None:
+            return token_ids
+        return torch.where(token_ids < 0, self._sampled[(-1 - token_ids).clamp_(min=0)], token_ids)
 
     def _bases(self, batch: Batch) -> NDArray[np.float32]:
         return token_bases(self.config.rope, self.config.head_dim, batch.positions, batch.token_prompt_lens)

@@ -54,6 +54,8 @@ class Device(Protocol):
 
     #: Backend for torch.distributed that carries both host integers and device tensors.
     BACKEND: str
+    #: Whether it computes behind the host, which can tell it the next step before this one is done.
+    RUNS_BEHIND: bool
 
     def place(self, local_rank: int) -> torch.device:
         """Where rank `local_rank` keeps its tensors."""

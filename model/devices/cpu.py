@@ -20,6 +20,7 @@ from model.devices import Attend, CacheShape, LayerCache, Projection, cpu_kernel
 from model.memory import available_memory
 
 BACKEND = "gloo"
+RUNS_BEHIND = False
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

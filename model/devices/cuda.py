@@ -29,6 +29,7 @@ except ModuleNotFoundError as error:
 
 #: Host integers go over gloo, tensors on the GPU over NCCL.
 BACKEND = "cpu:gloo,cuda:nccl"
+RUNS_BEHIND = True
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

@@ -26,6 +26,8 @@ __all__ = ["BACKEND", "allocate_cache", "attention"]
 
 #: Host integers go through gloo, tensors of the device through HCCL.
 BACKEND = "cpu:gloo,npu:hccl"
+#: Not until uploads from pinned memory have been tried on a card: from ordinary memory they wait.
+RUNS_BEHIND = False
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _LOG = logging.getLogger(__name__)

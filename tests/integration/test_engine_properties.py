@@ -42,6 +42,10 @@ class Arrival:
     abort_at: int | None
     scored: bool
     n: int
+    #: Which of its tokens it is to stop at, if any.
+    stop: int | None
+    #: Whether log-probabilities of its tokens are wanted.
+    watched: bool
 
     @property
     def params(self) -> SamplingParams:
@@ -52,8 +56,17 @@ class Arrival:
             top_k=1,
             n=self.n,
             ignore_eos=True,
+            stop_token_ids=() if self.stop is None else (expected(self.prompt)[self.stop],),
+            logprobs=0 if self.watched else None,
             prompt_logprobs=0 if self.scored else None,
         )
+
+    @property
+    def answer(self) -> list[int]:
+        """The tokens that it gets unless it is aborted."""
+        tokens = expected(self.prompt)
+        end = len(tokens) if self.stop is None else tokens.index(tokens[self.stop]) + 1
+        return tokens[: min(self.generated, end)]
 
 
 ARRIVALS = st.lists(
@@ -65,6 +78,8 @@ ARRIVALS = st.lists(
         abort_at=st.none() | st.integers(0, 60),
         scored=st.sampled_from([False, False, True]),
         n=st.sampled_from([1, 1, 1, 3]),
+        stop=st.none() | st.integers(0, reference.GENERATED - 1),
+        watched=st.sampled_from([False, False, False, True]),
     ),
     min_size=1,
     max_size=8,
@@ -79,6 +94,7 @@ ARRIVALS = st.lists(
     seqs=st.integers(1, 5),
     step_tokens=st.integers(5, 100),
     mode=st.sampled_from([{}, {}, {"prefix_caching": False}, {"attention": "flash"}]),
+    overlap=st.booleans(),
 )
 def test_greedy_tokens_do_not_depend_on_what_else_runs(
     *,
@@ -88,6 +104,7 @@ def test_greedy_tokens_do_not_depend_on_what_else_runs(
     seqs: int,
     step_tokens: int,
     mode: dict[str, object],
+    overlap: bool,
 ) -> None:
     engine = Engine(
         EngineConfig(
@@ -98,6 +115,7 @@ def test_greedy_tokens_do_not_depend_on_what_else_runs(
             max_num_seqs=seqs,
             max_step_tokens=step_tokens,
             num_threads=1,
+            overlap=overlap,
             **mode,
         )
     )
@@ -133,7 +151,7 @@ def served(engine: Engine, arrivals: list[Arrival]) -> Iterator[Completion]:
 
 
 def check(arrival: Arrival, completion: Completion) -> None:
-    tokens = expected(arrival.prompt)[: arrival.generated]
+    tokens = arrival.answer
     aborted = completion.finish_reason == "abort"
     assert list(completion.token_ids) == tokens[: len(completion.token_ids)]
     assert aborted or len(completion.token_ids) == len(tokens)
