@@ -45,7 +45,7 @@ class Live:
 
     @property
     def plans_ahead(self) -> bool:
-        """Whether a token after the next can be sampled before the next is known, and nothing waits for it."""
+        """Whether the token after the next can be sampled before the next is known to the host."""
         return self.counts is None and self.request.params.logprobs is None
 
     def accept(self, token: int, record: TokenLogprob | None) -> FinishReason | None:

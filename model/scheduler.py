@@ -10,7 +10,7 @@ whose beginning is being computed by another, but not in this step, is passed ov
 many with a new prefix prefills it for all.
 
 A step can be planned while the one before it runs, so before its tokens are known. A token that is being
-sampled stands as a negative number at its sequence's end: -1 - its row among those that the last step samples.
+sampled stands as a negative number at its sequence's end: -1 - the row that the last step samples it from.
 """
 
 import sys
@@ -217,7 +217,7 @@ class Scheduler:
             self.pool.settle(sequence.blocks[number])
 
     def _announce(self, sequence: Sequence, num_tokens: int) -> None:
-        """Tell the pool what the sequence's blocks up to there contain or will contain, as far as is known."""
+        """Tell the pool what the sequence's blocks up to there will contain, as far as it is known."""
         assert sequence.keys  # noqa: S101 - callers have looked
         num_tokens = min(num_tokens, sequence.num_known)
         if num_tokens // self.block_size <= sequence.num_announced:

@@ -42,26 +42,36 @@ def test_other_ranks_read_the_tokens_that_rank_0_has_drawn(world: int) -> None:
 
 
 def test_whoever_awaits_a_token_can_be_preempted() -> None:
+    """With blocks of one token, so that the awaited one would be a block of its own, were it known."""
     golden = reference.load("v2_gqa")
     numbers = [number for number, prompt in enumerate(golden.prompts) if len(prompt) <= 40] * 3
-    options = {"max_model_len": 64, "kv_cache_bytes": golden.cache_bytes(64 + 16)}
+    prompts = [golden.prompts[number] for number in numbers]
+    options = {"max_model_len": 80, "kv_cache_bytes": golden.cache_bytes(80 + 16), "block_size": 1}
     for caching in (True, False):
         with llm_of(golden.folder, overlap=True, prefix_caching=caching, **options) as llm:
-            completions = llm.generate([golden.prompts[number] for number in numbers], GREEDY)
+            completions = llm.generate(prompts, GREEDY)
             assert llm.engine.stats().preemptions > 0
             assert llm.engine.stats().used_blocks == 0
         assert [list(one.token_ids) for one in completions] == [golden.tokens[number] for number in numbers]
 
 
-def test_an_answer_is_found_by_the_prompt_that_goes_on_with_it() -> None:
+@pytest.mark.parametrize("block_size", [1, 5])
+def test_an_answer_is_found_by_the_prompt_that_goes_on_with_it(block_size: int) -> None:
     """Its blocks were computed before their last token was known."""
     golden = reference.load("v2_gqa")
     prompt, tokens = golden.prompts[2], golden.tokens[2]
-    with llm_of(golden.folder, overlap=True) as llm:
+    computed = (len(prompt) + len(tokens) - 1) // block_size * block_size
+    with llm_of(golden.folder, overlap=True, block_size=block_size) as llm:
         llm.generate([prompt], GREEDY)
-        (completion,) = llm.generate([prompt + tokens[:-1]], SamplingParams(max_tokens=1, temperature=0))
-    assert completion.cached_tokens == len(prompt + tokens[:-1]) // 4 * 4
-    assert completion.token_ids == (tokens[-1],)
+        (completion,) = llm.generate([prompt + tokens], SamplingParams(max_tokens=1, temperature=0))
+    assert completion.cached_tokens == computed
+
+
+def test_no_step_is_for_an_answer_that_awaits_its_last_token() -> None:
+    golden = reference.load("v2_gqa")
+    with llm_of(golden.folder, overlap=True) as llm:
+        llm.generate(golden.prompts[:1], GREEDY)
+        assert llm.engine.stats().steps == reference.GENERATED
 
 
 def test_drawn_penalized_and_stopped_answers_are_the_same() -> None:
@@ -69,7 +79,9 @@ def test_drawn_penalized_and_stopped_answers_are_the_same() -> None:
     golden = reference.load("v2_gqa")
     params = [
         SamplingParams(max_tokens=9, seed=1, temperature=1.5, ignore_eos=True),
-        SamplingParams(max_tokens=12, seed=2, repetition_penalty=1.3, frequency_penalty=0.4, ignore_eos=True),
+        SamplingParams(
+            max_tokens=30, temperature=0, frequency_penalty=-2, presence_penalty=-2, ignore_eos=True
+        ),
         SamplingParams(max_tokens=7, seed=3, top_p=0.7, top_k=40, n=3, ignore_eos=True),
         SamplingParams(max_tokens=20, temperature=0, stop_token_ids=tuple(golden.tokens[3][4:5])),
         SamplingParams(max_tokens=5, temperature=0, logprobs=2, prompt_logprobs=1, ignore_eos=True),
@@ -103,8 +115,9 @@ def test_what_is_told_and_what_is_dropped_while_a_step_runs() -> None:
     assert engine.progress("stops") == tuple(tokens[:1])
     (aborted,) = engine.abort("aborted")
     assert aborted.token_ids == tuple(tokens[:1])
-    assert engine.step() == []
     engine.add(Request(id="aborted", prompt_token_ids=prompt, params=GREEDY))
+    assert engine.step() == []
+    assert engine.progress("aborted") == ()
     (stopped,) = engine.step()
     assert (stopped.finish_reason, stopped.token_ids) == ("stop", tuple(tokens[:3]))
     finished = []

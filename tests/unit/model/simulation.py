@@ -1,6 +1,7 @@
 """Random work for the scheduler, with arithmetic in place of a model, and a check of every step.
 
 The simulation keeps, for each slot of the cache, what was written there, and checks all that a step reads.
+Where it plans ahead, a step is computed when the next one is planned; only then its tokens are known.
 """
 
 from collections import Counter
@@ -34,6 +35,8 @@ class Work:
     shared: int
     tail: list[int]
     generated: int
+    #: After so many tokens it is over, which is known when the last of them is.
+    stops: int | None
     arrival: int
     abort_at: int | None
     scored: bool
@@ -41,6 +44,11 @@ class Work:
     @property
     def prompt(self) -> list[int]:
         return STEMS[self.stem][: self.shared] + self.tail
+
+    @property
+    def answered(self) -> int:
+        """Tokens that it gets."""
+        return min(self.generated, self.stops or self.generated)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +62,7 @@ class Setting:
     scored_tokens: int = 256
     rope: str = "default"
     shares: bool = True
+    ahead: bool = False
 
 
 WORK = st.builds(
@@ -62,6 +71,7 @@ WORK = st.builds(
     shared=st.integers(1, 40),
     tail=st.lists(st.integers(0, 1), max_size=3),
     generated=st.integers(1, 20),
+    stops=st.none() | st.integers(1, 20),
     arrival=st.integers(0, 30),
     abort_at=st.none() | st.integers(0, 60),
     scored=st.sampled_from([False, False, False, True]),
@@ -75,7 +85,22 @@ SETTING = st.builds(
     scored_tokens=st.sampled_from([1, 5, 256]),
     rope=st.sampled_from([*ROPES]),
     shares=st.sampled_from([True, True, False]),
+    ahead=st.booleans(),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A chunk with what it was planned with, which may be another's when it is computed."""
+
+    chunk: Chunk
+    start: int
+    num_found: int
+    blocks: list[int]
+
+    @property
+    def end(self) -> int:
+        return self.start + self.chunk.num_tokens
 
 
 @dataclass(slots=True)
@@ -109,15 +134,15 @@ class Simulation:
     def run(self) -> None:
         """Until every request has ended; a bound on the steps is what tells starvation."""
         total = sum(len(item.prompt) + item.generated for item in self.work.values())
+        before: list[Planned] = []
         for step in range(total * total + 100):
             self.arrivals_and_aborts(step)
-            chunks = self.scheduler.schedule()
-            self.check_blocks()
-            self.check_chunks(chunks)
-            self.write(chunks)
-            self.read(chunks)
-            for chunk in chunks:
-                self.advance(chunk)
+            planned = self.plan()
+            self.compute(before)
+            before = planned
+            if not self.setting.ahead:
+                self.compute(before)
+                before = []
             if len(self.outcomes) == len(self.work):
                 return
         raise AssertionError(f"still unfinished: {sorted(self.work.keys() - self.outcomes.keys())}")
@@ -164,7 +189,8 @@ class Simulation:
         scheduler, size = self.scheduler, self.scheduler.block_size
         assert len(scheduler.running) <= scheduler.max_num_seqs
         assert sum(chunk.num_tokens for chunk in chunks) <= scheduler.max_step_tokens
-        assert bool(chunks) == bool(scheduler.running) == bool(scheduler.running or scheduler.waiting)
+        assert bool(chunks) == bool(scheduler.running)
+        assert scheduler.running or scheduler.ending or not scheduler.waiting
         assert len({chunk.sequence.id for chunk in chunks}) == len(chunks)
         for chunk in chunks:
             sequence = chunk.sequence
@@ -188,46 +214,69 @@ class Simulation:
         turned = zip(sequence.tokens[:end], bases, strict=True)
         return [*accumulate(turned, lambda before, own: hash((before, own)), initial=0)][1:]
 
-    def write(self, chunks: list[Chunk]) -> None:
+    def plan(self) -> list[Planned]:
+        """The next step, after which each sequence stands as if it were computed."""
+        chunks = self.scheduler.schedule()
+        self.check_blocks()
+        self.check_chunks(chunks)
+        planned = [
+            Planned(chunk, sequence.num_computed, sequence.num_found, [*sequence.blocks])
+            for chunk in chunks
+            for sequence in [chunk.sequence]
+        ]
+        for row, each in enumerate(planned):
+            self.advance(each, row)
+        return planned
+
+    def advance(self, planned: Planned, row: int) -> None:
+        chunk, sequence = planned.chunk, planned.chunk.sequence
+        rows = chunk.logit_positions
+        assert (planned.end - 1 in rows) >= chunk.samples
+        assert all(planned.start <= position < planned.end for position in rows)
+        if sequence.num_scored is None:
+            assert len(rows) == chunk.samples
+        else:
+            own = [position for position in rows if position < sequence.prompt_len - 1]
+            self.scored.setdefault(sequence.id, []).extend(own)
+            sequence.num_scored += len(own)
+        sequence.num_computed = planned.end
+        if chunk.samples:
+            sequence.await_token(row)
+            if sequence.num_generated == self.work[sequence.id].generated:
+                self.scheduler.end(sequence.id)
+
+    def compute(self, planned: list[Planned]) -> None:
         """All that a step computes is written before any of it is read, as in a layer of the decoder."""
+        self.write(planned)
+        self.read(planned)
+        for each in planned:
+            sequence = each.chunk.sequence
+            if each.chunk.samples and sequence.id not in self.outcomes:
+                self.learn(sequence)
+
+    def write(self, planned: list[Planned]) -> None:
         size = self.scheduler.block_size
         written = set()
-        for chunk in chunks:
-            sequence = chunk.sequence
-            end = sequence.num_computed + chunk.num_tokens
-            contents = self.contents(sequence, end)
-            for position in range(max(sequence.num_computed, sequence.num_found), end):
-                slot = sequence.blocks[position // size], position % size
+        for each in planned:
+            contents = self.contents(each.chunk.sequence, each.end)
+            for position in range(max(each.start, each.num_found), each.end):
+                slot = each.blocks[position // size], position % size
                 assert slot not in written
                 written.add(slot)
                 self.slots[slot] = contents[position]
 
-    def read(self, chunks: list[Chunk]) -> None:
+    def read(self, planned: list[Planned]) -> None:
         size = self.scheduler.block_size
-        for chunk in chunks:
-            sequence = chunk.sequence
-            expected = self.contents(sequence, sequence.num_computed + chunk.num_tokens)
-            for position, content in enumerate(expected):
-                assert self.slots[sequence.blocks[position // size], position % size] == content
+        for each in planned:
+            for position, content in enumerate(self.contents(each.chunk.sequence, each.end)):
+                assert self.slots[each.blocks[position // size], position % size] == content
 
-    def advance(self, chunk: Chunk) -> None:
-        sequence, samples = chunk.sequence, chunk.samples
-        rows = chunk.logit_positions
-        end = sequence.num_computed + chunk.num_tokens
-        assert (end - 1 in rows) >= samples
-        assert all(sequence.num_computed <= row < end for row in rows)
-        if sequence.num_scored is None:
-            assert len(rows) == samples
-        else:
-            own = [row for row in rows if row < sequence.prompt_len - 1]
-            self.scored.setdefault(sequence.id, []).extend(own)
-            sequence.num_scored += len(own)
-        sequence.num_computed = end
-        if samples:
-            sequence.tokens.append(sum(sequence.tokens) % 3)
-            if sequence.num_generated == self.work[sequence.id].generated:
-                self.scheduler.remove(sequence.id)
-                self.outcomes[sequence.id] = "done"
+    def learn(self, sequence: Sequence) -> None:
+        sequence.learn(sum(sequence.tokens[: sequence.num_known]) % 3)
+        answered = sequence.num_known - sequence.prompt_len
+        if answered == self.work[sequence.id].answered:
+            assert self.scheduler.remove(sequence.id) is sequence
+            self.outcomes[sequence.id] = "done"
 
 
 def simulate(work: list[Work], setting: Setting) -> Simulation:
