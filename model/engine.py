@@ -20,7 +20,7 @@ from model.answer import Answer
 from model.batch import NULL_BLOCK, Batch, decode_first
 from model.chat import Chat
 from model.config import EngineConfig, ModelConfig
-from model.draws import TokenCounts, draws, seed_of
+from model.draws import TokenCounts, seed_of
 from model.errors import InvalidParams, InvalidPrompt, PromptTooLong, RankError
 from model.kv_cache import BlockPool
 from model.live import Live
@@ -29,9 +29,9 @@ from model.ranks import HCCL_PORTS, Ranks, hccl_ports
 from model.request import Completion, FinishReason, Request, TokenLogprob
 from model.rope import base_of
 from model.runner import Runner, join, open_store, settings_line
-from model.sampler import logprobs, sample
+from model.sampler import logprobs
 from model.scheduler import Chunk, Scheduler, Sequence
-from model.transfer import Download
+from model.started_step import StartedStep
 
 #: How long a broken collective waits for the rank that broke it to be reaped.
 _REAP_SECONDS = 5.0
@@ -76,7 +76,7 @@ class Engine:
         #: Unfinished answers of each request, by their index.
         self._unfinished: dict[str, list[int]] = {}
         #: The step that the device computes behind the host, if any.
-        self._started: _StartedStep | None = None
+        self._started: StartedStep | None = None
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = self._steps = 0
         try:
             self._start()
@@ -179,8 +179,8 @@ class Engine:
         before, self._started = self._started, self._start_step()
         finished = self._land(before) if before else []
         if self._started and not (self._overlaps and self._started.plans_ahead):
-            finished += self._land(self._started)
-            self._started = None
+            last, self._started = self._started, None
+            finished += self._land(last)
         return finished
 
     def abort(self, request_id: str) -> list[Completion]:
@@ -214,7 +214,7 @@ class Engine:
             if dist.is_initialized():
                 dist.destroy_process_group()
 
-    def _start_step(self) -> "_StartedStep | None":
+    def _start_step(self) -> StartedStep | None:
         """Plan a step and tell the device; None if there is nothing to run."""
         chunks = decode_first(self._scheduler.schedule())
         if not chunks:
@@ -227,21 +227,20 @@ class Engine:
                 self._score(chunk, logits[end - len(chunk.logit_positions) : end])
         samples = [chunk.samples for chunk in chunks]
         sampled = [self._live[chunk.sequence.id] for chunk in chunks if chunk.samples]
-        started = self._sample(sampled, logits if len(sampled) == len(logits) else logits[ends[samples] - 1])
+        rows = logits if len(sampled) == len(logits) else logits[ends[samples] - 1]
+        started = StartedStep.of(sampled, rows) if sampled else None
         self._advance(chunks)
-        for row, live in enumerate(sampled):
+        if started:
+            self._await(started)
+        return started
+
+    def _await(self, step: StartedStep) -> None:
+        """Let the next step begin with the tokens of this one, and without whoever gets its last."""
+        self._runner.remember(step.tokens)
+        for row, live in enumerate(step.sampled):
             live.sequence.await_token(row)
             if live.sequence.num_generated == live.request.params.max_tokens:
                 self._scheduler.end(live.sequence.id)
-        return started
-
-    def _sample(self, sampled: Seq[Live], logits: Tensor) -> "_StartedStep":
-        """Have each answer's next token drawn from its row of logits."""
-        if not sampled:
-            return _StartedStep(())
-        tokens = sample(logits, draws([live.row for live in sampled]))
-        self._runner.remember(tokens)
-        return _StartedStep(sampled, Download(tokens), logits)
 
     def _execute(self, batch: Batch) -> Tensor:
         """Logits of the wanted rows. Raises RankError, and then the other ranks are ended."""
@@ -295,20 +294,21 @@ class Engine:
         for index in self._unfinished[request_id][1:]:
             self._scheduler.add(self._live[request_id, index].sequence)
 
-    def _land(self, step: "_StartedStep") -> list[Completion]:
+    def _land(self, step: StartedStep) -> list[Completion]:
         """Give each answer its token, once they are known; return those that this ends."""
-        if step.tokens is None:
-            return []
         with self._ending_the_lost():
-            tokens = step.tokens.result(self._wait).tolist()
-        records = self._records(step, tokens)
+            outcome = step.outcome(self._wait)
         finished = []
-        for row, (live, token) in enumerate(zip(step.sampled, tokens, strict=True)):
+        for new in outcome:
+            live = new.live
             if self._live.get(live.sequence.id) is not live:
                 continue  # it had ended, or was aborted, when this step was under way
             self._generated_tokens += 1
-            if reason := live.accept(token, records.get(row)):
+            if reason := live.accept(new.token, new.record):
                 finished.append(self._finish(live, reason))
+            elif new.corrected and self._started:
+                self._started.void(live)
+                self._scheduler.retract(live.sequence)
         return finished
 
     def _wait(self) -> None:
@@ -318,22 +318,6 @@ class Engine:
         else:
             time.sleep(_POLL_SECONDS)
 
-    def _records(self, step: "_StartedStep", tokens: Seq[int]) -> dict[int, TokenLogprob]:
-        """The log-probabilities of the rows for which they are wanted."""
-        wanted = {
-            row: live.request.params
-            for row, live in enumerate(step.sampled)
-            if live.request.params.logprobs is not None
-        }
-        if not wanted:
-            return {}
-        assert step.logits is not None  # noqa: S101 - rows were sampled
-        rows = list(wanted)
-        counts = [params.logprobs or 0 for params in wanted.values()]
-        asked = [params.logprob_token_ids for params in wanted.values()]
-        found = logprobs(step.logits[rows], [tokens[row] for row in rows], counts, asked)
-        return dict(zip(rows, found, strict=True))
-
     def _finish(self, live: Live, reason: FinishReason) -> Completion:
         self._scheduler.remove(live.sequence.id)
         del self._live[live.request.id, live.index]
@@ -342,21 +326,6 @@ class Engine:
         if not others:
             del self._unfinished[live.request.id]
         return live.completion(reason)
-
-
-@dataclass(frozen=True, slots=True)
-class _StartedStep:
-    """A step that the device has been told, and the answers that get a token from it."""
-
-    sampled: Seq[Live]
-    tokens: Download | None = None
-    #: [sampled, vocabulary]
-    logits: Tensor | None = None
-
-    @property
-    def plans_ahead(self) -> bool:
-        """Whether the next step can be planned before the tokens are known."""
-        return all(live.plans_ahead for live in self.sampled)
 
 
 def _load_chat(folder: Path) -> Chat | None:

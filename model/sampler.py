@@ -7,6 +7,7 @@ any batch. The order is vLLM's (vllm/v1/sample/sampler.py): bans, penalties, tem
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,27 +27,79 @@ _LOGPROB_ROWS = 128
 _PART = 128
 
 
-def sample(logits: Tensor, draws: Draws) -> Tensor:
-    """Float32 logits [rows, vocabulary] → token ids, int64 [rows].
+@dataclass(frozen=True, slots=True)
+class _Truncated:
+    """Rows that top_k, top_p or min_p cut, drawn from their likeliest tokens."""
+
+    #: Numbers of the rows, on the host, [truncated].
+    rows: NDArray[np.int64]
+    #: Probabilities before they are cut, [truncated, vocabulary].
+    weights: Tensor
+    #: As `_draw_likeliest` has them, [truncated, 4].
+    limits: Tensor
+    #: Whether the likeliest tokens were enough, bool [truncated].
+    settled: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A token for each row, on the logits' device, where it may still be to be computed.
+
+    Whether a truncated row could be drawn from its likeliest tokens alone only the device knows. Until it is
+    asked, which would mean to wait for it, the row's token is a guess that is nearly always right.
+    """
+
+    #: int64 [rows], guesses included.
+    tokens: Tensor
+    _truncated: _Truncated | None = None
+
+    @property
+    def marked(self) -> Tensor:
+        """The tokens, int64 [rows], with -1 - token for guesses that are to be drawn again."""
+        if self._truncated is None:
+            return self.tokens
+        rows = _on(self.tokens, self._truncated.rows)
+        guesses = self.tokens[rows]
+        return self.tokens.index_copy(0, rows, torch.where(self._truncated.settled, guesses, -1 - guesses))
+
+    def again(self, rows: NDArray[np.int64]) -> Tensor:
+        """The tokens of these rows, which were guesses, by as many of the likeliest as they need."""
+        assert self._truncated is not None  # noqa: S101 - others are not marked
+        places = _on(self.tokens, np.searchsorted(self._truncated.rows, rows))
+        weights, limits = self._truncated.weights[places], self._truncated.limits[places]
+        tokens = self.tokens.new_empty(len(rows))
+        left = torch.arange(len(rows), device=tokens.device)
+        for width in _widths(weights)[1:]:
+            tokens[left], settled = _draw_likeliest(weights[left], limits[left], width)
+            left = left[~settled]
+            if not len(left):
+                break
+        return tokens
+
+
+def draw(logits: Tensor, draws: Draws) -> Drawn:
+    """Draw from float32 logits [rows, vocabulary] without waiting for their device.
 
     The logits stay as they are: log-probabilities are of the model's own distribution.
     """
     greedy = draws.temperature == 0
     edits = draws.edits
     if greedy.all() and not len(edits.row) and not len(edits.banned_row):
-        return _argmax(logits)
-    truncated = (draws.top_k > 0) | (draws.top_p < 1) | (draws.min_p > 0)
+        return Drawn(_argmax(logits))
+    cut = ~greedy & ((draws.top_k > 0) | (draws.top_p < 1) | (draws.min_p > 0))
     tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
-    for chosen, choose in (
-        (greedy, _likeliest),
-        (~greedy & ~truncated, _draw),
-        (~greedy & truncated, _draw_truncated),
-    ):
+    for chosen, choose in ((greedy, _likeliest), (~greedy & ~cut, _draw)):
         if chosen.any():
             rows = _on(logits, np.flatnonzero(chosen))
             part = draws.of(chosen)
             tokens[rows] = choose(_edit(logits[rows], part.edits), part)
-    return tokens
+    if not cut.any():
+        return Drawn(tokens)
+    numbers = np.flatnonzero(cut)
+    rows, part = _on(logits, numbers), draws.of(cut)
+    weights, limits = _weights(_edit(logits[rows], part.edits), part)
+    tokens[rows], settled = _draw_likeliest(weights, limits, _widths(weights)[0])
+    return Drawn(tokens, _Truncated(numbers, weights, limits, settled))
 
 
 def logprobs(
@@ -127,40 +180,40 @@ def _draw(logits: Tensor, draws: Draws) -> Tensor:
     return _invert(logits.div_(numbers[:, :1]).softmax(-1), numbers[:, 1:])[:, 0]
 
 
-def _draw_truncated(logits: Tensor, draws: Draws) -> Tensor:
-    """From what min_p, top_k and top_p leave. The logits are used up."""
+def _weights(logits: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Probabilities, [rows, vocabulary], and what limits the draw from them. The logits are used up."""
     vocabulary = logits.shape[-1]
     top_k = np.where(draws.top_k > 0, draws.top_k, vocabulary).clip(max=vocabulary)
     chances = uniforms(draws.seed, draws.position)
     numbers = np.stack((draws.temperature, chances, top_k, draws.top_p, draws.min_p), axis=1)
     limits = _on(logits, numbers.astype(np.float32))
-    weights = logits.div_(limits[:, :1]).softmax(-1)
-    widths = [*(width for width in _WIDTHS if width < vocabulary), vocabulary]
-    return _draw_likeliest(weights, limits[:, 1:], widths)
+    return logits.div_(limits[:, :1]).softmax(-1), limits[:, 1:]
 
 
-def _draw_likeliest(weights: Tensor, limits: Tensor, widths: Sequence[int]) -> Tensor:
-    """Draw by as many of the likeliest tokens as a row needs: the first width that holds all it may draw.
+def _widths(weights: Tensor) -> list[int]:
+    """How many of the likeliest tokens to look at, one after another."""
+    vocabulary = weights.shape[-1]
+    return [*(width for width in _WIDTHS if width < vocabulary), vocabulary]
+
+
+def _draw_likeliest(weights: Tensor, limits: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """A token of each row from so many of its likeliest, [rows], and whether they hold all it may draw.
 
     Probabilities [rows, vocabulary]; limits [rows, 4]: the number that draws, top_k, top_p and min_p. These
     come in vLLM's order: top_p is a share of the mass that min_p and top_k leave.
     """
     vocabulary = weights.shape[-1]
     chances, top_k, top_p, min_p = limits.chunk(4, dim=-1)
-    values, ids = weights.topk(widths[0])
+    values, ids = weights.topk(width)
     # min_p and top_k leave a beginning of the sorted tokens, which may end beyond the width.
     least = min_p * values[:, :1]
-    ends = (top_k <= widths[0]) | (values[:, -1:] < least) | (widths[0] == vocabulary)
-    values *= (values >= least) & (torch.arange(widths[0], device=weights.device) < top_k)
+    ends = (top_k <= width) | (values[:, -1:] < least) | (width == vocabulary)
+    values *= (values >= least) & (torch.arange(width, device=weights.device) < top_k)
     cumulative = values.cumsum(-1)
     wanted = top_p * torch.where(ends, cumulative[:, -1:], 1.0)
     settled = ends | ((top_k == vocabulary) & (min_p == 0) & (cumulative[:, -1:] >= wanted))
     values *= cumulative - values < wanted
-    tokens = ids.gather(1, _invert(values, chances))[:, 0]
-    if len(widths) > 1 and not settled.all():
-        rest = ~settled[:, 0]
-        tokens[rest] = _draw_likeliest(weights[rest], limits[rest], widths[1:])
-    return tokens
+    return ids.gather(1, _invert(values, chances))[:, 0], settled[:, 0]
 
 
 def _invert(weights: Tensor, chances: Tensor) -> Tensor:
@@ -171,5 +224,5 @@ def _invert(weights: Tensor, chances: Tensor) -> Tensor:
     return torch.minimum(index, torch.searchsorted(cumulative, total))
 
 
-def _on(logits: Tensor, values: NDArray[np.float32] | NDArray[np.int64]) -> Tensor:
-    return upload(values, logits.device)
+def _on(tensor: Tensor, values: NDArray[np.float32] | NDArray[np.int64]) -> Tensor:
+    return upload(values, tensor.device)

@@ -81,6 +81,12 @@ class Sequence:
         self.tokens[self.num_known] = token
         self.num_awaited -= 1
 
+    def retract(self) -> None:
+        """It went on with a token that is not the one it got: what was computed with that is void."""
+        del self.tokens[self.num_known :]
+        self.num_awaited = 0
+        self.num_computed = min(self.num_computed, len(self.tokens) - 1)
+
 
 class Chunk:
     """The next `num_tokens` pending tokens of a sequence, computed in one step."""
@@ -167,6 +173,12 @@ class Scheduler:
     def end(self, sequence_id: Hashable) -> None:
         """A running sequence awaits its last token: it is in no further step."""
         self.ending[sequence_id] = self.running.pop(sequence_id)
+
+    def retract(self, sequence: Sequence) -> None:
+        """A sequence went on with a wrong token in the step under way: it computes its last one again."""
+        sequence.retract()
+        if sequence.id in self.ending:
+            self.running[sequence.id] = self.ending.pop(sequence.id)
 
     @property
     def _held(self) -> "tuple[dict[Hashable, Sequence], ...]":

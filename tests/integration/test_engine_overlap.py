@@ -101,6 +101,24 @@ def test_drawn_penalized_and_stopped_answers_are_the_same() -> None:
     assert {one.finish_reason for one in found[0]} == {"length", "stop"}
 
 
+def test_whoever_went_on_with_a_wrong_guess_goes_back() -> None:
+    """So flat that the likeliest tokens rarely are enough: a step begins with guesses that turn out wrong."""
+    golden = reference.load("v2_gqa")
+    prompts = golden.prompts * 3
+    params = [
+        SamplingParams(max_tokens=1 + number % 7, seed=number, temperature=20, top_p=0.9, ignore_eos=True)
+        for number in range(len(prompts))
+    ]
+    found, steps = [], []
+    for overlap in (False, True):
+        with llm_of(golden.folder, overlap=overlap, max_num_seqs=5) as llm:
+            found.append([one.token_ids for one in llm.generate(prompts, params)])
+            steps.append(llm.engine.stats().steps)
+            assert llm.engine.stats().used_blocks == 0
+    assert found[0] == found[1]
+    assert steps[1] > steps[0], "some were taken back"
+
+
 def test_what_is_told_and_what_is_dropped_while_a_step_runs() -> None:
     """A step late, an answer is seen to be over; one that was aborted gets nothing more."""
     golden = reference.load("v2_gqa")

@@ -19,9 +19,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from model.draws import SampledRow, TokenCounts, draws, uniforms
+from model.draws import Draws, SampledRow, TokenCounts, draws, uniforms
 from model.request import SamplingParams
-from model.sampler import logprobs, sample
+from model.sampler import draw, logprobs
 
 ROWS = 20_000
 STOP = 3
@@ -33,6 +33,17 @@ def sampled(logits: Tensor, params: SamplingParams, *, seed: int | None = None) 
     """Tokens of rows that differ in their seeds alone, or not even in these."""
     rows = range(len(logits)) if seed is None else [seed] * len(logits)
     return sample(logits, draws([SampledRow(params=params, seed=one) for one in rows]))
+
+
+def sample(logits: Tensor, how: Draws) -> Tensor:
+    """The tokens, guesses drawn again."""
+    drawn = draw(logits, how)
+    tokens, marked = drawn.tokens.clone(), drawn.marked.numpy()
+    guessed = np.flatnonzero(marked < 0)
+    assert (tokens.numpy() == np.where(marked < 0, -1 - marked, marked)).all()
+    if len(guessed):
+        tokens[guessed] = drawn.again(guessed)
+    return tokens
 
 
 def normal(rows: int, vocabulary: int, seed: int = 0) -> Tensor:
