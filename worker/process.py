@@ -118,12 +118,19 @@ def _run(app: Celery, station: Station, pulse: Pulse, reporter: Reporter) -> int
         maintenance.close()
         station.leases.close()
         engine.close()
-        station.ledger.close()
+        _close(station.ledger)
         log.info("worker ended", worker=station.worker)
     if engine.hopeless.is_set():
         log.error("engine does not start again: the supervisor tries with a new process")
         return 1
     return 0
+
+
+def _close(ledger: Ledger) -> None:
+    try:
+        ledger.close()
+    except LedgerError as error:
+        log.warning("connection to Redis not closed: it ends with the process", reason=str(error))
 
 
 def _served(settings: Settings, group: DeviceGroup) -> tuple[str, Path]:

@@ -17,6 +17,7 @@ import pytest
 
 from producer.client import Client
 from producer.submission import Order
+from tests.chaos.fleet import INJECTED
 from tests.fleet import Event, Place, Worker
 from tests.services import Valkey, kill, reaper, wait_until
 from tests.tiny_checkpoint import make_tiny_checkpoint
@@ -193,6 +194,19 @@ def test_what_does_not_end_on_a_second_sigterm_is_killed(echoes: Place) -> None:
         assert worker.process.wait(30) == 0
         assert not lives(stuck)
         assert [event["group"] for event in worker.events("worker does not end: killed")] == ["echo:0"]
+
+
+def test_a_drain_ends_well_though_redis_is_gone_at_its_very_end(echoes: Place) -> None:
+    (echoes.folder / "points.worker").write_text("ledger.close:before:1:fail\n")
+    path = os.pathsep.join(filter(None, (str(INJECTED), os.environ.get("PYTHONPATH"))))
+    hooks = {"CHAOS_FOLDER": str(echoes.folder), "PYTHONPATH": path}
+    with replace(echoes, environment={**echoes.environment, **hooks}).worker("echo:0") as worker:
+        worker.wait_for("worker ready")
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.process.wait(60) == 0
+        assert worker.events("connection to Redis not closed: it ends with the process") != []
+        assert worker.events("worker can not start") == []
+        assert worker.events("worker ended") != []
 
 
 def test_a_sigterm_reaches_a_group_that_waits_for_its_restart(echoes: Place) -> None:
