@@ -45,6 +45,7 @@ CHECKS = (
     Check("device groups", devices.groups, ("settings",)),
     Check("devices", devices.present, ("device groups",)),
     Check("engine", devices.engine, ("device groups",)),
+    Check("lines at once", devices.lines_at_once, ("device groups",)),
     Check("profile", devices.profile, ("device groups",)),
     Check("master ports", ports.master, ("device groups",)),
     Check("hccl ports", ports.hccl, ("device groups",)),
