@@ -19,7 +19,8 @@ pytestmark = pytest.mark.slow
 
 #: As docs/how-to/secure-a-fleet.md gives them. The scripts name the bare prefix as their key.
 ACL_RIGHTS = (
-    "~longhaul ~longhaul:* resetchannels -@all +@connection +@transaction +@scripting +@read +@write +time"
+    "~longhaul ~longhaul:* resetchannels &longhaul:called_off -@all +@connection +@transaction +@scripting "
+    "+@read +@write +time +publish +subscribe +unsubscribe"
 )
 QUEUE = "longhaul:queue:echo"
 HOSTILE = [

@@ -36,6 +36,7 @@ CHECKS = (
     Check("redis tls", redis_server.tls, ("settings",)),
     Check("redis user", redis_rights.user, ("redis",)),
     Check("redis rights", redis_rights.rights, ("redis",)),
+    Check("redis channel", redis_rights.channel, ("redis rights",)),
     Check("redis clock", clocks.of_redis, ("redis",)),
     Check("store", store.conditional_create, ("settings",)),
     Check("store latency", store.latency, ("store",)),
