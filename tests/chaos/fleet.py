@@ -166,11 +166,6 @@ class Fleet:
         lease = float(self.settings["lease_seconds"])
         self._asleep[pid] = time.monotonic() + (1.5 * lease if seconds is None else seconds)
 
-    @property
-    def asleep(self) -> int:
-        """How many processes are suspended."""
-        return len(self._asleep)
-
     def living(self) -> list[Worker]:
         """Workers that run and are awake."""
         return [each for each in self.workers if not each.dead and each.pid not in self._asleep]
