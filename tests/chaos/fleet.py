@@ -290,11 +290,18 @@ class Fleet:
             **s3,
             **{f"LONGHAUL_{name.upper()}": value for name, value in self.settings.items()},
             **proxied,
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(INJECTED), os.environ.get("PYTHONPATH")))),
-            "CHAOS_FOLDER": str(self.folder),
-            "CHAOS_CONSTANTS": " ".join(f"{name}={value}" for name, value in self.constants.items()),
+            **injected(self.folder, self.constants),
             **self.environment,
         }
+
+
+def injected(folder: Path, constants: Mapping[str, str]) -> dict[str, str]:
+    """Variables of processes that have these constants, and suffer what is armed in the folder."""
+    return {
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(INJECTED), os.environ.get("PYTHONPATH")))),
+        "CHAOS_FOLDER": str(folder),
+        "CHAOS_CONSTANTS": " ".join(f"{name}={value}" for name, value in constants.items()),
+    }
 
 
 def _described(status: JobStatus | None) -> str:

@@ -1,6 +1,5 @@
 """Running lines of a cancelled job stop at once: their worker hears of it and waits for no renewal."""
 
-import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 from jobs.call_offs import CallOffs
 from jobs.records import JobState
 from producer.submission import Order
-from tests.chaos.fleet import INJECTED
+from tests.chaos.fleet import injected
 from tests.fleet import Place, Worker, wait_for_job
 from tests.services import Valkey, wait_until
 
@@ -26,14 +25,7 @@ LINES = 4
 @pytest.fixture
 def place(valkey: Valkey, tmp_path: Path) -> Place:
     """For echoes that take minutes for a line of four thousand letters."""
-    return Place.at(
-        tmp_path,
-        redis=valkey.url,
-        store=f"file://{tmp_path}/store",
-        model=tmp_path,
-        model_name="echo",
-        echo_step_seconds="0.05",
-    )
+    return Place.at(tmp_path, redis=valkey.url, model=tmp_path, model_name="echo", echo_step_seconds="0.05")
 
 
 def ended_after_cancel(place: Place, worker: Worker) -> None:
@@ -51,11 +43,8 @@ def ended_after_cancel(place: Place, worker: Worker) -> None:
 
 
 def test_lines_stop_long_before_their_lease_is_renewed(place: Place) -> None:
-    path = os.pathsep.join(filter(None, (str(INJECTED), os.environ.get("PYTHONPATH"))))
     seldom = {
-        "PYTHONPATH": path,
-        "CHAOS_FOLDER": str(place.folder),
-        "CHAOS_CONSTANTS": "worker.leases._NOTICE_SECONDS=3600",
+        **injected(place.folder, {"worker.leases._NOTICE_SECONDS": "3600"}),
         "LONGHAUL_LEASE_SECONDS": "14400",
     }
     with replace(place, environment={**place.environment, **seldom}).worker("echo:0") as worker:

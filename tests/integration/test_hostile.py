@@ -39,9 +39,7 @@ HOSTILE = [
 
 @pytest.fixture
 def place(valkey: Valkey, tmp_path: Path) -> Place:
-    return Place.at(
-        tmp_path, redis=valkey.url, store=f"file://{tmp_path}/store", model=tmp_path, model_name="echo"
-    )
+    return Place.at(tmp_path, redis=valkey.url, model=tmp_path, model_name="echo")
 
 
 def submit(place: Place, count: int = 20) -> str:

@@ -55,7 +55,6 @@ def place(valkey: Valkey, tmp_path: Path) -> Place:
     return Place.at(
         tmp_path,
         redis=valkey.url,
-        store=f"file://{tmp_path}/store",
         model=make_tiny_checkpoint(tmp_path / "tiny", head_dim=64),
         dtype="float32",
         shard_lines=str(SHARD_LINES),
