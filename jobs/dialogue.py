@@ -103,6 +103,8 @@ class Dialogue(msgspec.Struct, frozen=True):
 _line_decoder: msgspec.json.Decoder[tuple[wire.Message, ...] | wire.Line] = msgspec.json.Decoder(
     tuple[wire.Message, ...] | wire.Line
 )
+#: Reads all and builds nothing.
+_json_decoder = msgspec.json.Decoder(msgspec.Raw)
 
 
 def parse_line(raw: bytes, number: int, max_bytes: int) -> Dialogue:
@@ -151,7 +153,7 @@ def _decoded(raw: bytes) -> tuple[wire.Message, ...] | wire.Line:
         try:
             return _line_decoder.decode(raw)
         except msgspec.ValidationError as error:
-            msgspec.json.decode(raw)  # what is no JSON further on is no JSON
+            _json_decoder.decode(raw)  # what is no JSON further on is no JSON
             raise LineError(INVALID_REQUEST, _one_line(str(error))) from error
     except UnicodeDecodeError as error:
         raise LineError(INVALID_JSON, f"not UTF-8 at byte {error.start}") from error

@@ -81,7 +81,8 @@ class RedisClient:
 
     def close(self) -> None:
         """Give the connections back."""
-        self.redis.close()
+        with self.translated():
+            self.redis.close()
 
 
 @cache

@@ -6,12 +6,18 @@ Every function answers with the reason and its place, or with None where there i
 
 from operator import attrgetter
 
+import msgspec
+
 from jobs import wire
 
 ENDPOINT = "/v1/chat/completions"
 
 _asked_for = attrgetter(*(name for name, _ in wire.NEUTRAL))
-_NOTHING = (None,) * len(wire.NEUTRAL)
+_NOTHING = (wire.UNASKED,) * len(wire.NEUTRAL)
+_UNCALLED = (wire.UNASKED, wire.UNASKED)
+_NO_CALLS: tuple[object, ...] = ([], {}, "", 0)
+#: What is longer asks for something, and is not read.
+_NEUTRAL_BYTES = 256
 
 
 def refusal(line: tuple[wire.Message, ...] | wire.Line) -> str | None:
@@ -67,7 +73,8 @@ def _of_messages(messages: tuple[wire.Message, ...] | None, where: str) -> str |
     if not messages:
         return f"no messages - at `{where}`"
     for message in messages:
-        if message.tool_calls or message.function_call:
+        calls = message.tool_calls, message.function_call
+        if calls != _UNCALLED and not all(_asks_nothing(each, _NO_CALLS) for each in calls):
             place = next(n for n, each in enumerate(messages) if each is message)
             return f"tool calls are not supported - at `{where}[{place}]`"
     return None
@@ -77,7 +84,7 @@ def _of_wishes(body: wire.Body, where: str) -> str | None:
     asked = _asked_for(body)
     if asked != _NOTHING:
         for value, (name, neutral) in zip(asked, wire.NEUTRAL, strict=True):
-            if value is not None and value not in neutral:
+            if not _asks_nothing(value, neutral):
                 return f"`{name}` is not supported - at `{where}.{name}`"
     if body.top_logprobs is not None and (body.logprobs is None or body.logprobs is False):
         return f"`top_logprobs` needs `logprobs`: true - at `{where}.top_logprobs`"
@@ -87,3 +94,14 @@ def _of_wishes(body: wire.Body, where: str) -> str | None:
 def _of_lengths(min_tokens: int | None, max_tokens: int | None, where: str) -> str | None:
     why = contradiction(min_tokens, max_tokens)
     return why and f"{why} - at `{where}.min_tokens`"
+
+
+def _asks_nothing(value: msgspec.Raw, neutral: tuple[object, ...]) -> bool:
+    """Whether it is null or one of these."""
+    if len(value) > _NEUTRAL_BYTES:
+        return False
+    try:
+        read = msgspec.json.decode(value)
+    except msgspec.DecodeError:  # a number out of msgspec's range
+        return False
+    return read is None or read in neutral

@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     engine_start_seconds: Annotated[float, Field(gt=0)] = 600.0
     #: An engine that has requests and makes no step for so long is killed and started again.
     engine_hang_seconds: Annotated[float, Field(gt=0)] = 300.0
-    #: What an engine of the kind `echo` takes for a step, and how many sequences share it.
+    #: What an engine of the kind `echo` takes for a step, in which each of max_num_seqs lines gets a token.
     echo_step_seconds: Annotated[float, Field(ge=0)] = 0.0
     #: Prometheus: each group's metrics are at this port plus its place in LONGHAUL_DEVICE_GROUPS; 0 is off.
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0

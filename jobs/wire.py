@@ -25,6 +25,9 @@ TokenIds = Annotated[
 TopLogprobs = Annotated[int, msgspec.Meta(ge=0, le=20)]
 CustomId = Annotated[str, msgspec.Meta(max_length=512)]
 
+#: A wish that was not made. Wishes stay text: built, 8 MiB of brackets would be 400 MiB of lists.
+UNASKED = msgspec.Raw(b"null")
+
 
 class Part(msgspec.Struct, frozen=True, gc=False):
     """OpenAI's content in parts; those that are no text are refused."""
@@ -38,12 +41,12 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | tuple[Part, ...]
-    tool_calls: Any = None
-    function_call: Any = None
+    tool_calls: msgspec.Raw = UNASKED
+    function_call: msgspec.Raw = UNASKED
 
 
 class Body(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A chat completion request. The `Any` fields are those of `NEUTRAL`."""
+    """A chat completion request. The raw fields are those of `NEUTRAL`."""
 
     messages: tuple[Message, ...] | None = None
     max_tokens: MaxTokens | None = None
@@ -62,17 +65,17 @@ class Body(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ignore_eos: bool | None = None
     logprobs: bool | TopLogprobs | None = None
     top_logprobs: TopLogprobs | None = None
-    n: Any = None
-    best_of: Any = None
-    stream: Any = None
-    tools: Any = None
-    functions: Any = None
-    response_format: Any = None
-    modalities: Any = None
-    audio: Any = None
-    web_search_options: Any = None
-    structured_outputs: Any = None
-    logit_bias: Any = None
+    n: msgspec.Raw = UNASKED
+    best_of: msgspec.Raw = UNASKED
+    stream: msgspec.Raw = UNASKED
+    tools: msgspec.Raw = UNASKED
+    functions: msgspec.Raw = UNASKED
+    response_format: msgspec.Raw = UNASKED
+    modalities: msgspec.Raw = UNASKED
+    audio: msgspec.Raw = UNASKED
+    web_search_options: msgspec.Raw = UNASKED
+    structured_outputs: msgspec.Raw = UNASKED
+    logit_bias: msgspec.Raw = UNASKED
 
 
 class Line(Body, frozen=True, kw_only=True, gc=False):
@@ -85,7 +88,7 @@ class Line(Body, frozen=True, kw_only=True, gc=False):
     body: Body | None = None
 
 
-#: Fields that would change an answer's meaning if they were ignored, and the values that ask for nothing.
+#: Fields that would change an answer's meaning if they were ignored, and what asks for nothing beside null.
 NEUTRAL: tuple[tuple[str, tuple[object, ...]], ...] = (
     ("n", (1,)),
     ("best_of", (1,)),

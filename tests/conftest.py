@@ -15,6 +15,8 @@ from tests import devices
 from tests.models import small_model
 from tests.services import S3, Valkey, s3_server, valkey_server
 
+pytest_plugins = ["tests.chaos.tally"]
+
 # A loaded machine is no failure; and the same commit gives the same verdict in CI.
 settings.register_profile(
     "longhaul",

@@ -82,11 +82,14 @@ class Place:
     folder: Path
 
     @classmethod
-    def at(cls, folder: Path, *, redis: str, store: str, model: Path, **more: str) -> "Place":
-        """Settings that suit tests: short leases, small shards, a small cache; `more` by plain names."""
+    def at(cls, folder: Path, *, redis: str, model: Path, store: str | None = None, **more: str) -> "Place":
+        """Settings that suit tests: short leases, small shards, a small cache; `more` by plain names.
+
+        The store is in the folder unless it is said where.
+        """
         given = {
             "redis_url": redis,
-            "store_url": store,
+            "store_url": store or f"file://{folder}/store",
             "model": str(model),
             "lease_seconds": "3",
             "reconcile_seconds": "0.5",

@@ -15,8 +15,8 @@ CONTEXT = 256
 _HIDDEN, _LAYERS, _HEADS, _KV_HEADS, _INNER = 32, 2, 4, 2, 64
 
 
-def make_tiny_checkpoint(folder: Path) -> Path:
-    """Write the checkpoint into a new folder."""
+def make_tiny_checkpoint(folder: Path, *, head_dim: int = _HIDDEN // _HEADS) -> Path:
+    """Write the checkpoint into a new folder. Accelerators take heads of 64 and not those of 8."""
     folder.mkdir(parents=True)
     size = _write_tokenizer(folder)
     _write_json(
@@ -24,6 +24,7 @@ def make_tiny_checkpoint(folder: Path) -> Path:
         {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
+            "head_dim": head_dim,
             "hidden_size": _HIDDEN,
             "num_hidden_layers": _LAYERS,
             "num_attention_heads": _HEADS,
@@ -41,7 +42,7 @@ def make_tiny_checkpoint(folder: Path) -> Path:
         },
     )
     _write_json(folder / "generation_config.json", {"eos_token_id": [1, 3]})
-    save_file(_weights(size), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(_weights(size, head_dim), folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
@@ -65,9 +66,9 @@ def _write_tokenizer(folder: Path) -> int:
     return len(vocabulary)
 
 
-def _weights(vocabulary: int) -> dict[str, np.ndarray]:
+def _weights(vocabulary: int, head_dim: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
-    kv = _HIDDEN * _KV_HEADS // _HEADS
+    heads, kv_heads = _HEADS * head_dim, _KV_HEADS * head_dim
     shapes = {
         "model.embed_tokens": (vocabulary, _HIDDEN),
         "lm_head": (vocabulary, _HIDDEN),
@@ -78,10 +79,10 @@ def _weights(vocabulary: int) -> dict[str, np.ndarray]:
         shapes |= {
             f"{at}.input_layernorm": (_HIDDEN,),
             f"{at}.post_attention_layernorm": (_HIDDEN,),
-            f"{at}.self_attn.q_proj": (_HIDDEN, _HIDDEN),
-            f"{at}.self_attn.k_proj": (kv, _HIDDEN),
-            f"{at}.self_attn.v_proj": (kv, _HIDDEN),
-            f"{at}.self_attn.o_proj": (_HIDDEN, _HIDDEN),
+            f"{at}.self_attn.q_proj": (heads, _HIDDEN),
+            f"{at}.self_attn.k_proj": (kv_heads, _HIDDEN),
+            f"{at}.self_attn.v_proj": (kv_heads, _HIDDEN),
+            f"{at}.self_attn.o_proj": (_HIDDEN, heads),
             f"{at}.mlp.gate_proj": (_INNER, _HIDDEN),
             f"{at}.mlp.up_proj": (_INNER, _HIDDEN),
             f"{at}.mlp.down_proj": (_HIDDEN, _INNER),

@@ -13,7 +13,7 @@ from jobs.ledger import Claim, Ledger
 
 log = structlog.get_logger(__name__)
 
-#: A cancelled job's lines stop within so many seconds and a step.
+#: A cancelled job's lines stop within so many seconds and a step though no word of it comes.
 _NOTICE_SECONDS = 1.0
 
 
@@ -35,14 +35,16 @@ class HeldLease:
 
 
 class LeaseKeeper:
-    """Renews every held lease each second, or four times in its length."""
+    """Renews every held lease each second, or four times in its length, and when it is told to."""
 
     def __init__(self, ledger: Ledger, lease_seconds: float) -> None:
         self._ledger = ledger
         self._seconds = lease_seconds
         self._held: set[HeldLease] = set()
         self._lock = threading.Lock()
-        self._ended = threading.Event()
+        #: Set to renew now instead of when it is time.
+        self._wanted = threading.Event()
+        self._ended = False
         self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
 
     def start(self) -> None:
@@ -51,8 +53,13 @@ class LeaseKeeper:
 
     def close(self) -> None:
         """Stop renewing; what is still held runs out."""
-        self._ended.set()
+        self._ended = True
+        self._wanted.set()
         self._thread.join()
+
+    def renew_now(self) -> None:
+        """A job may have been called off."""
+        self._wanted.set()
 
     @property
     def held(self) -> int:
@@ -72,7 +79,11 @@ class LeaseKeeper:
             self._held.discard(lease)
 
     def _run(self) -> None:
-        while not self._ended.wait(min(_NOTICE_SECONDS, self._seconds / 4)):
+        while True:
+            self._wanted.wait(min(_NOTICE_SECONDS, self._seconds / 4))
+            self._wanted.clear()
+            if self._ended:
+                return
             with self._lock:
                 held = tuple(self._held)
             for lease in held:

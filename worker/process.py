@@ -24,6 +24,7 @@ from celery.worker import WorkController
 from celery.worker import state as celery_state
 
 from jobs.broker import celery_app, publish, queue_name
+from jobs.call_offs import CallOffs
 from jobs.dialogue import Sampling
 from jobs.errors import JobsError, LedgerError, StoreError
 from jobs.ledger import Ledger
@@ -108,7 +109,9 @@ def _run(app: Celery, station: Station, pulse: Pulse, reporter: Reporter) -> int
     engine = station.model.engine
     _Drain(station)
     maintenance = Maintenance(station, app, pulse, partial(_replace, station))
+    call_offs = CallOffs(station.settings, station.leases.renew_now)
     station.leases.start()
+    call_offs.start()
     maintenance.start()
     threading.Thread(target=_keep_reporting, args=(station, reporter), name="reports", daemon=True).start()
     log.info("worker ready", worker=station.worker, model=station.model.name)
@@ -116,14 +119,22 @@ def _run(app: Celery, station: Station, pulse: Pulse, reporter: Reporter) -> int
         _consume(app, station, pulse)
     finally:
         maintenance.close()
+        call_offs.close()
         station.leases.close()
         engine.close()
-        station.ledger.close()
+        _close(station.ledger)
         log.info("worker ended", worker=station.worker)
     if engine.hopeless.is_set():
         log.error("engine does not start again: the supervisor tries with a new process")
         return 1
     return 0
+
+
+def _close(ledger: Ledger) -> None:
+    try:
+        ledger.close()
+    except LedgerError as error:
+        log.warning("connection to Redis not closed: it ends with the process", reason=str(error))
 
 
 def _served(settings: Settings, group: DeviceGroup) -> tuple[str, Path]:

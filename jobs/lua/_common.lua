@@ -23,6 +23,7 @@
 --   <p>:deadlines        zset  <id> by the time it has to have ended
 --   <p>:reconciler       str   when somebody last reconciled
 --   <p>:workers          hash  name -> description (JSON) with the time of its last heartbeat
+-- One channel, <p>:called_off, has the <id> of each job that is called off while workers have shards of it.
 local p = KEYS[1]
 
 local function milliseconds()
@@ -119,6 +120,8 @@ local function call_off(id, outcome)
   end
   if redis.call('SCARD', open) == 0 then
     await_manifest(model, id, 0)
+  else
+    redis.pcall('PUBLISH', p .. ':called_off', id) -- who may not publish leaves it to the next renewals
   end
   return 'finalizing'
 end

@@ -166,11 +166,6 @@ class Fleet:
         lease = float(self.settings["lease_seconds"])
         self._asleep[pid] = time.monotonic() + (1.5 * lease if seconds is None else seconds)
 
-    @property
-    def asleep(self) -> int:
-        """How many processes are suspended."""
-        return len(self._asleep)
-
     def living(self) -> list[Worker]:
         """Workers that run and are awake."""
         return [each for each in self.workers if not each.dead and each.pid not in self._asleep]
@@ -295,11 +290,18 @@ class Fleet:
             **s3,
             **{f"LONGHAUL_{name.upper()}": value for name, value in self.settings.items()},
             **proxied,
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(INJECTED), os.environ.get("PYTHONPATH")))),
-            "CHAOS_FOLDER": str(self.folder),
-            "CHAOS_CONSTANTS": " ".join(f"{name}={value}" for name, value in self.constants.items()),
+            **injected(self.folder, self.constants),
             **self.environment,
         }
+
+
+def injected(folder: Path, constants: Mapping[str, str]) -> dict[str, str]:
+    """Variables of processes that have these constants, and suffer what is armed in the folder."""
+    return {
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(INJECTED), os.environ.get("PYTHONPATH")))),
+        "CHAOS_FOLDER": str(folder),
+        "CHAOS_CONSTANTS": " ".join(f"{name}={value}" for name, value in constants.items()),
+    }
 
 
 def _described(status: JobStatus | None) -> str:

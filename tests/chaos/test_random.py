@@ -2,10 +2,11 @@
 
 import pytest
 
-from tests.chaos.conftest import MINIMUM, MakeFleet
+from tests.chaos.conftest import MakeFleet
 from tests.chaos.faults import NETWORK
 from tests.chaos.points import APART, worked
 from tests.chaos.scenarios import plan, run
+from tests.chaos.tally import MINIMUM
 from tests.chaos.test_network import TIMES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from model.batch import AttentionMetadata
 from model.devices import CacheShape, LayerCache, cuda
 from model.devices.cuda_attention import splits
 from model.devices.cuda_kernels import kv_write
+from tests.attention import metadata_of, reference
 from tests.cuda import card
 from tests.cuda.measure import Record, check, each_dtype, there
 
@@ -88,23 +88,9 @@ def step_of(case: Case, dtype: torch.dtype) -> Step:
         query = torch.randn(count, kv_heads * group, case.head_dim).to(dtype)
         merged.append(torch.cat((query, key[past:], value[past:]), 1))
         expected.append(reference(query, key, value))
-    metadata = AttentionMetadata(
-        num_decodes=sum(count == 1 for count, _ in case.lens),
-        query_starts=np.cumsum([0, *(count for count, _ in case.lens)]).astype(np.int32),
-        context_lens=np.array([context for _, context in case.lens], np.int32),
-        block_tables=tables,
-        slot_mapping=np.array(slots, np.int64),
-        block_size=case.block_size,
-    )
+    metadata = metadata_of(case.lens, tables, slots, case.block_size)
     parts = there(torch.cat(merged)).split([kv_heads * group, kv_heads, kv_heads], 1)
     return Step(metadata, LayerCache(*map(there, cache)), parts, torch.cat(expected))
-
-
-def reference(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    count, context = len(query), len(key)
-    mask = torch.ones(count, context, dtype=torch.bool).tril(context - count)
-    heads = (part.double().transpose(0, 1) for part in (query, key, value))
-    return F.scaled_dot_product_attention(*heads, attn_mask=mask, enable_gqa=True).transpose(0, 1).flatten(1)
 
 
 @each_dtype

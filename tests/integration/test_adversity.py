@@ -25,8 +25,7 @@ LINES = 16
 
 @pytest.fixture
 def place(valkey: Valkey, smollm2: Path, tmp_path: Path) -> Place:
-    store = f"file://{tmp_path}/store"
-    return Place.at(tmp_path, redis=valkey.url, store=store, model=smollm2, lease_seconds="30")
+    return Place.at(tmp_path, redis=valkey.url, model=smollm2, lease_seconds="30")
 
 
 def submit(client: Client, folder: Path, lines: list[bytes] | None = None) -> str:

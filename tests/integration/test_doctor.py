@@ -140,8 +140,13 @@ def test_a_user_with_the_rights_that_are_advised(examine: Examine, valkey: Valke
         rules = "on ~longhaul ~longhaul:* +@connection +@transaction +@scripting +@read +@write +time +info"
         client.execute_command("ACL", "SETUSER", "fleet", f">{PASSWORD}", *rules.split())
     url = f"redis://fleet:{PASSWORD}@127.0.0.1:{valkey.port}/0"
+    status, said = examine(redis_url=url)["redis channel"]
+    assert status == "warn"
+    with valkey.client() as client:
+        client.execute_command(*said.partition("allow it: ")[2].replace("<user>", "fleet").split())
     diagnosis = examine(redis_url=url)
     assert diagnosis.status == 0
+    assert diagnosis["redis channel"] == ("ok", "longhaul:called_off -> ")
     assert diagnosis.with_status("warn") == {"redis append-only file"}  # CONFIG GET is not for such a user
     assert diagnosis["redis user"] == ("ok", "fleet -> ")
     other = examine(redis_url=url, redis_prefix="another")

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.slow
 
 #: As docs/how-to/secure-a-fleet.md gives them. The scripts name the bare prefix as their key.
 ACL_RIGHTS = (
-    "~longhaul ~longhaul:* resetchannels -@all +@connection +@transaction +@scripting +@read +@write +time"
+    "~longhaul ~longhaul:* resetchannels &longhaul:called_off -@all +@connection +@transaction +@scripting "
+    "+@read +@write +time +publish +subscribe +unsubscribe"
 )
 QUEUE = "longhaul:queue:echo"
 HOSTILE = [
@@ -38,9 +39,7 @@ HOSTILE = [
 
 @pytest.fixture
 def place(valkey: Valkey, tmp_path: Path) -> Place:
-    return Place.at(
-        tmp_path, redis=valkey.url, store=f"file://{tmp_path}/store", model=tmp_path, model_name="echo"
-    )
+    return Place.at(tmp_path, redis=valkey.url, model=tmp_path, model_name="echo")
 
 
 def submit(place: Place, count: int = 20) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.ledger import Ledger
 from jobs.records import JobState
-from jobs.settings import Settings, load_settings
+from jobs.settings import Settings
 from tests.integration.fleet_of_one import FleetOfOne
 from tests.integration.typed import (
     NOWHERE,
@@ -25,18 +25,7 @@ from tests.integration.typed import (
     working,
     write,
 )
-from tests.services import Valkey, free_port
-
-
-@pytest.fixture
-def settings(valkey: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """The services' settings, also in the environment; the working directory is the test's own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LONGHAUL_REDIS_URL", valkey.url)
-    monkeypatch.setenv("LONGHAUL_STORE_URL", f"file://{tmp_path}/store")
-    monkeypatch.setenv("LONGHAUL_SHARD_LINES", "2")
-    return load_settings()
-
+from tests.services import free_port
 
 # Submitting
 

@@ -4,7 +4,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -19,25 +19,13 @@ from jobs.storage import Store
 from producer.client import Cancelled, Client
 from producer.errors import InputError, OptionError, RefusedError, UnconfirmedError
 from producer.submission import Order, Services, submit
+from tests.integration.failing_store import FailingStore
 from tests.integration.fleet_of_one import FleetOfOne
 from tests.services import S3, Valkey, wait_until
 
 
 def lines(*texts: str) -> bytes:
     return b"".join(json.dumps({"prompt": text}).encode() + b"\n" for text in texts)
-
-
-@pytest.fixture
-def settings(valkey: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.chdir(tmp_path)
-    return load_settings(redis_url=valkey.url, store_url=f"file://{tmp_path}/store", shard_lines=2)
-
-
-@pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
-    client = Client(settings)
-    yield client
-    client.close()
 
 
 @pytest.fixture
@@ -197,24 +185,6 @@ def test_a_template_without_a_place_for_the_text_is_refused(order: Callable[...,
 def test_sampling_that_contradicts_itself_is_refused(order: Callable[..., Order]) -> None:
     with pytest.raises(OptionError, match="min_tokens 5 is over max_tokens 4"):
         order(b"", sampling=Sampling(min_tokens=5, max_tokens=4))
-
-
-class FailingStore(Store):
-    """A store that breaks when a key with this end is written."""
-
-    broken = ""
-
-    def put(self, key: str, data: bytes) -> None:
-        self._break(key)
-        super().put(key, data)
-
-    def writer(self, key: str):  # type: ignore[no-untyped-def]
-        self._break(key)
-        return super().writer(key)
-
-    def _break(self, key: str) -> None:
-        if key.endswith(self.broken):
-            raise StoreError("the disk is full")
 
 
 @pytest.mark.parametrize("broken", ["input.jsonl", "rejects.jsonl", "shards.idx", "job.json"])

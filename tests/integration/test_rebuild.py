@@ -21,7 +21,7 @@ LINES, SHARD_LINES = 40, 8
 @pytest.fixture(params=["folder", "s3"])
 def place(request: pytest.FixtureRequest, valkey: Valkey, tmp_path: Path) -> Place:
     more: dict[str, str] = {}
-    store = f"file://{tmp_path}/store"
+    store = None
     if request.param == "s3":
         server: S3 = request.getfixturevalue("s3")
         more = {key.removeprefix("LONGHAUL_").lower(): value for key, value in server.environment.items()}

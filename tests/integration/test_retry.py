@@ -19,21 +19,9 @@ from producer.client import Client
 from producer.errors import OptionError, UnconfirmedError, UnfinishedError
 from producer.retry import Retry, retry
 from producer.submission import Order, Services
+from tests.integration.failing_store import FailingStore
 from tests.integration.fleet_of_one import FleetOfOne
 from tests.services import S3, Valkey
-
-
-@pytest.fixture
-def settings(valkey: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.chdir(tmp_path)
-    return load_settings(redis_url=valkey.url, store_url=f"file://{tmp_path}/store", shard_lines=2)
-
-
-@pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
-    client = Client(settings)
-    yield client
-    client.close()
 
 
 def prompts(*texts: str) -> list[object]:
@@ -238,24 +226,6 @@ def test_what_can_not_be_tried_again_is_refused(client: Client, settings: Settin
     with pytest.raises(OptionError, match="passed"):
         Retry(job=job.id, deadline=1.0)
     assert len(client.jobs()) == 1
-
-
-class FailingStore(Store):
-    """A store that breaks when a key with this in it is written."""
-
-    broken = ""
-
-    def put(self, key: str, data: bytes) -> None:
-        self._break(key)
-        super().put(key, data)
-
-    def writer(self, key: str):  # type: ignore[no-untyped-def]
-        self._break(key)
-        return super().writer(key)
-
-    def _break(self, key: str) -> None:
-        if self.broken in key:
-            raise StoreError("the disk is full")
 
 
 @pytest.mark.parametrize("broken", ["input.jsonl", "origin.idx", "/retries/", "job.json", "reuse/"])

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -10,33 +10,23 @@ import pytest
 
 from jobs.dialogue import Sampling
 from jobs.records import JobKeys, JobSpec, Priority
-from jobs.settings import Settings, load_settings
+from jobs.settings import Settings
 from producer import submission
 from producer.client import Client
 from producer.retry import Retry
 from producer.reuse import earlier_job, fingerprint, index_key
 from producer.submission import Order
 from tests.integration.fleet_of_one import FleetOfOne
-from tests.services import Valkey
 
 Submit = Callable[..., JobSpec]
 
 
-@pytest.fixture
-def settings(valkey: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+@pytest.fixture(autouse=True)
+def _rising_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ids rise with every job, where real ones do from second to second."""
-    monkeypatch.chdir(tmp_path)
     ids = (f"job-{number}" for number in range(1, 10))
     monkeypatch.setattr(submission, "new_job_id", lambda: next(ids))
     monkeypatch.setattr("producer.retry.new_job_id", lambda: next(ids))
-    return load_settings(redis_url=valkey.url, store_url=f"file://{tmp_path}/store", shard_lines=2)
-
-
-@pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
-    client = Client(settings)
-    yield client
-    client.close()
 
 
 @pytest.fixture

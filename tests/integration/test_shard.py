@@ -38,7 +38,7 @@ METRICS = Metrics(model="tiny", group=str(GROUP))
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
     path = make_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "model")
-    place = Place.at(path, redis="redis://127.0.0.1:1", store="file://unused", model=path)
+    place = Place.at(path, redis="redis://127.0.0.1:1", model=path)
     engine = EngineHost.open(GROUP, path, place.settings, METRICS)
     ready = engine.start()
     yield Model(
@@ -58,7 +58,6 @@ def place(valkey: Valkey, tmp_path: Path) -> Place:
     return Place.at(
         tmp_path,
         redis=valkey.url,
-        store=f"file://{tmp_path}/store",
         model=tmp_path,
         model_name="tiny",
         shard_lines=str(LINES),

@@ -17,6 +17,7 @@ import pytest
 
 from producer.client import Client
 from producer.submission import Order
+from tests.chaos.fleet import injected
 from tests.fleet import Event, Place, Worker
 from tests.services import Valkey, kill, reaper, wait_until
 from tests.tiny_checkpoint import make_tiny_checkpoint
@@ -29,15 +30,13 @@ TWO_ECHOES = "echo:0;echo:1"
 @pytest.fixture
 def place(valkey: Valkey, tmp_path: Path) -> Place:
     model = make_tiny_checkpoint(tmp_path / "tiny")
-    return Place.at(tmp_path, redis=valkey.url, store=f"file://{tmp_path}/store", model=model)
+    return Place.at(tmp_path, redis=valkey.url, model=model)
 
 
 @pytest.fixture
 def echoes(valkey: Valkey, tmp_path: Path) -> Place:
     """For groups that answer without a model, at a pace at which a line takes some seconds."""
-    place = Place.at(tmp_path, redis=valkey.url, store=f"file://{tmp_path}/store", model=tmp_path)
-    pace = {"LONGHAUL_MODEL_NAME": "echo", "LONGHAUL_ECHO_STEP_SECONDS": "0.05"}
-    return replace(place, environment={**place.environment, **pace})
+    return Place.at(tmp_path, redis=valkey.url, model=tmp_path, model_name="echo", echo_step_seconds="0.05")
 
 
 def child(worker: Worker) -> psutil.Process:
@@ -193,6 +192,18 @@ def test_what_does_not_end_on_a_second_sigterm_is_killed(echoes: Place) -> None:
         assert worker.process.wait(30) == 0
         assert not lives(stuck)
         assert [event["group"] for event in worker.events("worker does not end: killed")] == ["echo:0"]
+
+
+def test_a_drain_ends_well_though_redis_is_gone_at_its_very_end(echoes: Place) -> None:
+    (echoes.folder / "points.worker").write_text("ledger.close:before:1:fail\n")
+    failing = replace(echoes, environment={**echoes.environment, **injected(echoes.folder, {})})
+    with failing.worker("echo:0") as worker:
+        worker.wait_for("worker ready")
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.process.wait(60) == 0
+        assert worker.events("connection to Redis not closed: it ends with the process") != []
+        assert worker.events("worker can not start") == []
+        assert worker.events("worker ended") != []
 
 
 def test_a_sigterm_reaches_a_group_that_waits_for_its_restart(echoes: Place) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from model.config import EngineConfig
 from worker.doctor.finding import Verdict, fail, ok, warn
 from worker.doctor.subject import Subject
 from worker.groups import VISIBLE
@@ -72,6 +73,23 @@ def engine(subject: Subject) -> Verdict | None:
     if "cuda" in kinds and torch.endswith("+cpu"):
         return fail(f"torch {torch} is built for CPUs alone", "install a build of torch with CUDA")
     return ok(f"torch {torch}")
+
+
+def lines_at_once(subject: Subject) -> Verdict | None:
+    """An engine gets as many lines as it can run: the shards in flight hold all that it ever has."""
+    if not subject.of_kind("cpu", "cuda", "npu"):
+        return None
+    settings = subject.settings
+    room = settings.max_num_seqs or EngineConfig(path=Path()).max_num_seqs
+    held = settings.shards_in_flight * settings.shard_lines
+    found = f"{held} in {_counted(settings.shards_in_flight, 'shard')} for an engine that runs up to {room}"
+    if held >= room:
+        return ok(found)
+    return warn(
+        found,
+        f"LONGHAUL_SHARDS_IN_FLIGHT={-(-room // settings.shard_lines)} would fill it, and so would longer "
+        "shards: LONGHAUL_SHARD_LINES where jobs are submitted",
+    )
 
 
 def profile(subject: Subject) -> Verdict | None:

@@ -8,6 +8,7 @@ import secrets
 import redis
 from redis.exceptions import ExecAbortError, NoPermissionError, OutOfMemoryError, ResponseError
 
+from jobs import call_offs
 from worker.doctor.finding import Verdict, fail, ok, warn
 from worker.doctor.subject import Subject
 
@@ -32,6 +33,8 @@ redis.call('HSET', KEYS[1] .. ARGV[1], 'a', 1)
 redis.call('EXPIRE', KEYS[1] .. ARGV[1], 60)
 return redis.call('TIME')
 """
+_CHANNEL_RIGHTS = "+publish +subscribe +unsubscribe"
+_ANSWER_SECONDS = 5.0
 _RIGHTS = "+@connection +@transaction +@scripting +@read +@write +time +info"
 #: Refused commands that are named; the others are counted.
 _NAMED = 8
@@ -57,6 +60,26 @@ def rights(subject: Subject) -> Verdict:
             f"allow it: ACL SETUSER <user> ~{prefix} ~{prefix}:* {_RIGHTS}",
         )
     return ok(f"all that a fleet sends is allowed on {prefix}:*")
+
+
+def channel(subject: Subject) -> Verdict:
+    """Workers are told at once of jobs that are called off, and their users may tell."""
+    name, client = call_offs.channel(subject.settings), subject.redis
+    subscription = client.pubsub()  # type: ignore[no-untyped-call]
+    try:
+        client.publish(name, "")
+        subscription.subscribe(name)
+        subscription.get_message(timeout=_ANSWER_SECONDS)
+    except NoPermissionError:
+        return warn(
+            f"refused on {name}: lines of a cancelled job stop a second later than they could",
+            f"allow it: ACL SETUSER <user> &{name} {_CHANNEL_RIGHTS}",
+        )
+    except (redis.RedisError, OSError) as error:
+        return fail(f"a trial on {name} did not work: {error}", "see Redis's log")
+    finally:
+        subscription.close()
+    return ok(name)
 
 
 def user(subject: Subject) -> Verdict:

@@ -1,6 +1,7 @@
 """JSON that is no request: each refusal says what is wrong and where, in one short line."""
 
 import json
+import tracemalloc
 
 import pytest
 
@@ -89,6 +90,8 @@ def refused(value: object) -> str:
             "`$.body.response_format`",
         ),
         ({"prompt": "x", "logit_bias": {"5": 1}}, "`$.logit_bias`"),
+        ({"prompt": "x", "n": 10**200}, "`$.n`"),
+        ({"prompt": "x", "tools": ["x" * 1000]}, "`$.tools`"),
     ],
 )
 def test_a_wrong_request_says_where(value: object, place: str) -> None:
@@ -98,3 +101,36 @@ def test_a_wrong_request_says_where(value: object, place: str) -> None:
 def test_messages_stay_short_whatever_the_line_holds() -> None:
     assert len(refused({"messages": [{"role": "x" * 100_000, "content": ""}]})) <= 300
     assert len(refused({"url": "x\n" * 100_000})) <= 300
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"prompt": "x", "n": null, "stream": false, "tools": [ ], "response_format": {  "type" : "text" }}',
+        '[{"role": "user", "content": "x", "tool_calls": null, "function_call": {}}]',
+    ],
+)
+def test_who_asks_for_nothing_is_answered(line: str) -> None:
+    assert parse_line(line.encode(), 1, 1024).messages[0].content == "x"
+
+
+@pytest.mark.parametrize(
+    ("before", "repeated", "after"),
+    [
+        ('{"prompt": "x", "tools": [', "[],", "0]}"),
+        ('{"prompt": "x", "max_tokens": 0, "user": [', "{},", "0]}"),
+        ('[{"role": "user", "content": "x", "tool_calls": [', "[],", "0]}]"),
+        ('[{"role": "user", "content": [', "{},", "0]}]"),
+        ("[", "[],", "0]"),
+    ],
+)
+def test_refusing_a_line_takes_less_memory_than_the_line(before: str, repeated: str, after: str) -> None:
+    raw = (before + repeated * 100_000 + after).encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(LineError):
+            parse_line(raw, 1, len(raw))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < len(raw)

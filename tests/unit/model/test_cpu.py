@@ -15,6 +15,7 @@ from torch import Tensor
 
 from model.batch import NULL_BLOCK, AttentionMetadata
 from model.devices import CacheShape, cpu, cpu_kernels
+from tests.attention import metadata_of, reference
 
 HOST = torch.device("cpu")
 IMPLEMENTATIONS = [*cpu_kernels.instruction_sets(), "torch"]
@@ -189,14 +190,7 @@ def check_attention(implementation: str, case: Case, dtype: torch.dtype, toleran
         keys.append(key[context - count :])
         values.append(value[context - count :])
         expected.append(reference(query, key, value))
-    metadata = AttentionMetadata(
-        num_decodes=sum(count == 1 for count, _ in case.lens),
-        query_starts=np.cumsum([0, *(count for count, _ in case.lens)]).astype(np.int32),
-        context_lens=np.array([context for _, context in case.lens], np.int32),
-        block_tables=tables,
-        slot_mapping=np.array(slots, np.int64),
-        block_size=size,
-    )
+    metadata = metadata_of(case.lens, tables, slots, size)
     merged = torch.cat([torch.cat(parts) for parts in (queries, keys, values)], 1)
     parts = merged.split([kv_heads * group, kv_heads, kv_heads], 1)
     with using(implementation):
@@ -208,13 +202,6 @@ def by_kernels(implementation: str, case: Case, dtype: torch.dtype) -> bool:
     return (
         implementation != "torch" and dtype != torch.float16 and case.head_dim != 24 and case.heads[1] <= 64
     )
-
-
-def reference(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    count, context = len(query), len(key)
-    mask = torch.ones(count, context, dtype=torch.bool).tril(context - count)
-    heads = (part.double().transpose(0, 1) for part in (query, key, value))
-    return F.scaled_dot_product_attention(*heads, attn_mask=mask, enable_gqa=True).transpose(0, 1).flatten(1)
 
 
 @st.composite

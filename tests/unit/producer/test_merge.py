@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from jobs.dialogue import Dialogue, Sampling, error_line, success_line
+from jobs.dialogue import error_line
 from jobs.errors import StoreError
 from jobs.origin import encode_origin, read_origins
 from jobs.records import JobKeys, JobSpec
@@ -18,6 +18,7 @@ from producer.delivery import Written, write_results
 from producer.errors import UnfinishedError
 from producer.merge import family_of, merged_lines
 from producer.results import stored_spec
+from tests.output_lines import answered
 
 #: A line by its number: its answer, or the message of its error after a "!".
 Lines = Mapping[int, str]
@@ -31,19 +32,7 @@ def store(tmp_path: Path) -> Store:
 def line(job: str, number: int, text: str) -> bytes:
     if text.startswith("!"):
         return error_line(job, number, f"id-{text}", "engine_error", text[1:]) + b"\n"
-    dialogue = Dialogue(number, f"id-{text}", (), Sampling())
-    row = success_line(
-        job,
-        dialogue,
-        model="m",
-        text=text,
-        finish_reason="stop",
-        prompt_tokens=1,
-        completion_tokens=1,
-        created=0,
-        logprobs={"content": [{"logprob": -0.1}]},
-    )
-    return row + b"\n"
+    return answered(job, number, text, f"id-{text}", logprobs={"content": [{"logprob": -0.1}]}) + b"\n"
 
 
 def write_job(

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from jobs.dialogue import Dialogue, Sampling, error_line, success_line
+from jobs.dialogue import error_line
 from jobs.errors import MissingObjectError, StoreError, UnknownJobError
 from jobs.records import JobKeys, JobSpec
 from jobs.settings import load_settings
@@ -16,26 +16,14 @@ from jobs.storage import Store
 from producer.delivery import Written, write_results
 from producer.errors import UnfinishedError
 from producer.results import result_lines
+from tests.output_lines import answered
 
 JOB = "job-1"
 KEYS = JobKeys(JOB)
 
 
 def good(line: int, text: str = "an answer") -> bytes:
-    dialogue = Dialogue(line, None, (), Sampling())
-    return (
-        success_line(
-            JOB,
-            dialogue,
-            model="m",
-            text=text,
-            finish_reason="stop",
-            prompt_tokens=1,
-            completion_tokens=1,
-            created=0,
-        )
-        + b"\n"
-    )
+    return answered(JOB, line, text) + b"\n"
 
 
 def bad(line: int) -> bytes:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from rich.console import Console, RenderableType
 
-from jobs.dialogue import Dialogue, Sampling, error_line, success_line
+from jobs.dialogue import error_line
 from jobs.records import JobSpec, JobState, JobStatus, Reject
 from producer.view import (
     jobs_table,
@@ -16,6 +16,7 @@ from producer.view import (
     submission_fields,
     unusable_lines,
 )
+from tests.output_lines import answered
 
 SPEC = JobSpec(
     id="job-20260131-235959-1a2b3c",
@@ -98,16 +99,8 @@ def test_deadlines_and_links_are_shown_where_there_are_any() -> None:
 
 
 def test_results_are_trimmed_and_can_not_steer_the_terminal() -> None:
-    answer = success_line(
-        "job-1",
-        Dialogue(7, "c\x1b[2J", (), Sampling()),
-        model="m",
-        text="one\n  two \x1b[31m[bold]" + "x" * 500,
-        finish_reason="stop",
-        prompt_tokens=1,
-        completion_tokens=42,
-        created=0,
-    )
+    said = "one\n  two \x1b[31m[bold]" + "x" * 500
+    answer = answered("job-1", 7, said, "c\x1b[2J", tokens=(1, 42))
     failure = error_line("job-1", 8, None, "invalid_json", "bad \x1b[0m")
     text = shown(results_table([answer, failure]), width=250)
     assert "\x1b" not in text

@@ -165,6 +165,16 @@ def test_the_engine_is_asked_for_each_kind_of_device(make: Make, monkeypatch: py
     said(devices.engine(make("npu:0")), Status.FAIL, "torch_npu not installed", "longhaul[worker,npu]")
 
 
+def test_an_engine_that_gets_fewer_lines_than_it_can_run(make: Make) -> None:
+    said(devices.lines_at_once(make()), Status.OK, "512 in 2 shards for an engine that runs up to 128")
+    assert devices.lines_at_once(make("echo:0", max_num_seqs=513)) is None
+    said(devices.lines_at_once(make(max_num_seqs=512)), Status.OK, "runs up to 512")
+    underfed = devices.lines_at_once(make(max_num_seqs=513))
+    said(underfed, Status.WARN, "512 in 2 shards", "runs up to 513 ->", "LONGHAUL_SHARDS_IN_FLIGHT=3")
+    alone = devices.lines_at_once(make(max_num_seqs=100, shards_in_flight=1, shard_lines=8))
+    said(alone, Status.WARN, "8 in 1 shard for", "LONGHAUL_SHARDS_IN_FLIGHT=13")
+
+
 def test_a_profile_is_wanted_for_npus_alone(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,25 +4,16 @@ import hashlib
 
 import pytest
 
-from jobs.dialogue import Dialogue, Message, Sampling, error_line, success_line
+from jobs.dialogue import error_line
 from jobs.records import Shard
+from tests.output_lines import answered
 from worker import part
 
 SHARD = Shard(offset=0, length=10, first_line=5, lines=2, rejects_offset=0, rejects_length=0)
 
 
 def lines() -> dict[int, bytes]:
-    dialogue = Dialogue(6, "x", (Message("user", "a"),), Sampling())
-    good = success_line(
-        "j",
-        dialogue,
-        model="m",
-        text="t\u2028",
-        finish_reason="stop",
-        prompt_tokens=3,
-        completion_tokens=4,
-        created=0,
-    )
+    good = answered("j", 6, "t\u2028", "x", tokens=(3, 4))
     return {6: good, 5: error_line("j", 5, None, "invalid_json", "no\nJSON")}
 
 
