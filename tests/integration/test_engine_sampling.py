@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from model import LLM, Completion, SamplingParams, TokenLogprob
+from model.config import DeviceName
+from tests import devices
 from tests.golden import reference
 from tests.golden.formulas import log_softmax, penalized
 
@@ -63,8 +65,9 @@ def golden() -> Golden:
 
 
 @pytest.fixture(scope="module")
-def llm(golden: Golden) -> Iterator[LLM]:
-    with LLM(golden.folder, block_size=8, max_step_tokens=64, max_num_seqs=8, num_threads=1) as llm:
+def llm(golden: Golden, device: DeviceName) -> Iterator[LLM]:
+    options = devices.options(device, block_size=8, max_step_tokens=64, max_num_seqs=8)
+    with LLM(golden.folder, **options) as llm:
         yield llm
 
 

@@ -18,7 +18,7 @@ from model.config import EngineConfig, ModelConfig
 from model.devices.npu_chips import this_chip
 from model.runner import Runner
 from tests.npu.environment import ROOT
-from tests.tiny_checkpoint import make_tiny_checkpoint
+from tests.npu.tiny import tiny_checkpoint
 
 SNAPSHOTS = ROOT / "tests" / "npu" / "snapshots"
 BLOCK = 128
@@ -59,12 +59,8 @@ def traced(path: Path) -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
-    """Two layers, with heads of 64, which the chips' rotary operations take."""
-    folder = make_tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
-    config_file = folder / "config.json"
-    config_file.write_text(
-        config_file.read_text().replace('"hidden_size": 32', '"head_dim": 64, "hidden_size": 32')
-    )
+    """Two layers."""
+    folder = tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
     config = EngineConfig(path=folder, device="npu", dtype="float16", random_weights=True, num_threads=1)
     made = Runner(config, ModelConfig.load(folder), rank=0)
     made.allocate_cache(8, BLOCK)

@@ -1,0 +1,55 @@
+"""Which operations the engine calls on this chip: the chip's own and no others, each where it is due.
+
+What it answers is checked by the tests of all devices (tests/devices.py), which run here as well.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from model import LLM, SamplingParams
+from model.devices.npu_chips import is_available, this_chip
+from tests.npu import emulation
+from tests.npu.tiny import tiny_checkpoint
+
+#: Several ranks call it (check_ranks.py).
+ON_RANKS = {"npu_mm_all_reduce_base"}
+#: Are there for when the installed torch_npu lacks what is better.
+SPARE = {"910B": {"npu_apply_rotary_pos_emb", "npu_format_cast"}, "310P": set()}
+
+
+def test_the_engine_uses_what_the_chip_has(tmp_path: Path) -> None:
+    """Prompts alone, prompts with a past and decoding."""
+    chip, folder = this_chip(), tiny_checkpoint(tmp_path / "tiny")
+    params = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
+    prompts = [[7] * 150 + [8, 9], [5, 6], [7] * 150 + [9]]
+    before = emulation.current[0].calls.copy()
+    options = {"max_num_seqs": 4, "max_step_tokens": 160, "num_threads": 1}
+    with LLM(folder, device="npu", random_weights=True, **options) as llm:
+        for some in (prompts[1:2], prompts, prompts):
+            completions = llm.generate(some, params)
+    assert completions[0].cached_tokens == 128
+    used = {name.partition("::")[2] for name in emulation.current[0].calls - before}
+    assert all(map(is_available, chip.operations))
+    assert used == chip.operations - ON_RANKS - SPARE[chip.name]
+
+
+@pytest.mark.parametrize("attention", ["paged", "flash"])
+def test_whole_prompts_are_read_as_they_come(tmp_path: Path, attention: str) -> None:
+    """On the 910B, over contiguous caches: their first step needs no block table."""
+    folder = tiny_checkpoint(tmp_path / "tiny")
+    params = SamplingParams(max_tokens=1, temperature=0, ignore_eos=True)
+    seen: list[bool] = []
+    with pytest.MonkeyPatch.context() as patch:
+        own = emulation.REFERENCES["npu::npu_fused_infer_attention_score"]
+
+        def watched(*given: object, **options: object) -> object:
+            seen.append(options.get("block_table") is None)
+            return own(*given, **options)
+
+        patch.setitem(emulation.REFERENCES, "npu::npu_fused_infer_attention_score", watched)
+        options = {"attention": attention, "max_num_seqs": 2, "max_model_len": 200}
+        with LLM(folder, device="npu", random_weights=True, **options) as llm:
+            llm.generate([[5, 6, 7]], params)
+    if this_chip().name == "910B":
+        assert seen == [attention == "flash"] * 2
