@@ -1,4 +1,4 @@
-"""The engine's own tests (tests/devices.py) on the simulated GPU: a few, as the interpreter takes its time."""
+"""The engine's own tests (tests/devices.py) on the simulated GPU: a few, as the interpreter is slow."""
 
 import os
 import re
