@@ -119,6 +119,8 @@ class DecodeLimits(NamedTuple):
     #: Of one sequence.
     blocks: int
     block_size: int
+    #: Whether NULL_BLOCK is no sequence's, so that anything may be written there.
+    has_null_block: bool = False
 
 
 #: A decode step without its last product: StepInputs → [rows, hidden_size]. Reads only what is on the device.
@@ -131,8 +133,8 @@ DecodeStep = Callable[[Batch, NDArray[np.float32]], Tensor]
 class RecordsDecode(Protocol):
     """What a device may offer besides: decode steps that are recorded once and replayed."""
 
-    def record_decode(self, run: DecodeRun, limits: DecodeLimits, where: torch.device) -> DecodeStep:
-        """Decode steps by recordings of `run`."""
+    def record_decode(self, run: DecodeRun, limits: DecodeLimits, where: torch.device) -> DecodeStep | None:
+        """Decode steps by recordings of `run`; None where they are not wanted or can not be."""
         ...
 
 

@@ -20,9 +20,10 @@ from model.config import DTypeName
 from model.devices import Projection, npu_attention, npu_ops, npu_torch
 from model.devices.npu_attention import allocate_cache, attention
 from model.devices.npu_chips import is_available, this_chip, torch_npu
+from model.devices.npu_graphs import record_decode
 from model.errors import ConfigError
 
-__all__ = ["BACKEND", "allocate_cache", "attention"]
+__all__ = ["BACKEND", "allocate_cache", "attention", "record_decode"]
 
 #: Host integers go through gloo, tensors of the device through HCCL.
 BACKEND = "cpu:gloo,npu:hccl"

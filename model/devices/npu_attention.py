@@ -55,6 +55,11 @@ def page_size(chip: Chip, block_size: int, head_dim: int) -> int:
         )
     if chip.page_numbers:
         return min(_PAGE, chip.page_numbers // head_dim // _TILE * _TILE)
+    return fused_page(block_size)
+
+
+def fused_page(block_size: int) -> int:
+    """Tokens of a page on a 910B for blocks of this size, whatever the heads."""
     return block_size if block_size % _PAGE == 0 and block_size <= _LONGEST_PAGE else _PAGE
 
 
@@ -106,7 +111,7 @@ class _Step:
         size = metadata.block_size
         each = -(-size // page)
         width = -(-int(metadata.context_lens.max()) // page)
-        tables = metadata.block_tables[:, :, None] * each + np.arange(each)
+        tables = in_pages(metadata.block_tables, each)
         blocks, offsets = np.divmod(metadata.slot_mapping, size)
         slots = blocks * each * page + offsets
         # What was found in the cache is written where nobody reads, by several maybe: the kernels want each
@@ -117,7 +122,7 @@ class _Step:
             num_decodes=metadata.num_decodes,
             query_lens=np.diff(metadata.query_starts),
             contexts=metadata.context_lens,
-            tables=tables.reshape(len(tables), -1)[:, :width].astype(np.int32),
+            tables=tables[:, :width].astype(np.int32),
             slots=(slots if kept is None else slots[kept]).astype(np.int32),
             kept=kept,
             is_contiguous=each > 1,
@@ -126,6 +131,11 @@ class _Step:
     def begins(self, rows: slice) -> bool:
         """Whether these sequences have nothing in the cache but this step's."""
         return bool((self.query_lens[rows] == self.contexts[rows]).all())
+
+
+def in_pages(tables: Ints, each: int) -> Ints:
+    """Tables of blocks of so many pages, [sequences, blocks] → [sequences, blocks * each]."""
+    return (tables[:, :, None] * each + np.arange(each)).reshape(len(tables), -1)
 
 
 def _on(where: torch.device, values: Ints) -> Tensor:
@@ -149,7 +159,7 @@ class _Fused:
     def __init__(self, step: _Step, kv_heads: int, where: torch.device) -> None:
         self.kv_heads = kv_heads
         self.writer = _Writer(step, where)
-        self.mask = _fused_mask(where)
+        self.mask = fused_mask(where)
         self.query_ends: list[int] = np.cumsum(step.query_lens).tolist()
         #: Of whole prompts over contiguous caches the keys are read as they come, not from the cache.
         self.is_raw = step.is_contiguous and step.begins(slice(None))
@@ -252,7 +262,7 @@ _WAYS: dict[Way, Callable[[_Step, int, torch.device], Attend]] = {
 
 
 @cache
-def _fused_mask(where: torch.device) -> Tensor:
+def fused_mask(where: torch.device) -> Tensor:
     """1 where a key is not to be seen: the one mask of every length."""
     size = npu_ops.FUSED_MASK
     return torch.ones(size, size, dtype=torch.int8).triu_(1).to(where)

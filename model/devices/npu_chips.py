@@ -47,6 +47,7 @@ CHIPS = (
             "npu_swiglu",
             "npu_scatter_pa_kv_cache",
             "npu_fused_infer_attention_score",
+            "_npu_fused_infer_attention_score_get_max_workspace",
             "npu_mm_all_reduce_base",
         },
         is_nz=False,

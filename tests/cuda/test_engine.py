@@ -9,7 +9,8 @@ import torch
 
 from model import LLM, SamplingParams
 from model.devices import RecordsDecode, cuda
-from model.devices.cuda_graphs import DecodeGraphs, rung
+from model.devices.cuda_graphs import DecodeGraphs
+from model.devices.ladder import rung
 from model.errors import ConfigError
 from model.request import Completion
 from tests.cuda import card
@@ -125,25 +126,6 @@ def test_rows_that_fill_up_a_step_touch_no_sequence() -> None:
         with LLM(reference.load("v2_gqa").folder, device=device, attention="flash", **OPTIONS) as llm:
             found.append(tokens(llm.generate([[5, 6], [7, 8], [9, 10, 11]], params)))
     assert found[0] == found[1]
-
-
-def test_the_ladder_of_recorded_sizes() -> None:
-    assert sorted({rung(rows, 200) for rows in range(1, 201)}) == [
-        1,
-        2,
-        4,
-        8,
-        16,
-        24,
-        32,
-        48,
-        64,
-        96,
-        128,
-        192,
-        200,
-    ]
-    assert all(rows <= rung(rows, 200) for rows in range(1, 201))
 
 
 @pytest.mark.skipif(card.REAL and torch.cuda.device_count() < 2, reason="needs two GPUs")

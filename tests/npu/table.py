@@ -8,7 +8,7 @@ import sys
 import torch
 
 from model.devices.npu_chips import CHIPS, torch_npu
-from tests.npu.calls import CALLS, WRONG
+from tests.npu.more_calls import CALLS, WRONG
 
 #: No call of its own here: the engine makes it on two ranks (check_ranks.py), and check_misuse.py wrong ones.
 ON_RANKS = "npu_mm_all_reduce_base"
@@ -24,7 +24,7 @@ def render() -> str:
     ]
     names = {name for chip in CHIPS for name in chip.operations}
     for name in sorted(names, key=lambda name: name.strip("_")):
-        space = "atb" if name.startswith("_") else "npu"
+        space = namespace(name)
         real = torch._C._dispatch_has_kernel_for_dispatch_key(f"{space}::{name}", "PrivateUse1")
         meta = torch._C._dispatch_has_kernel_for_dispatch_key(f"{space}::{name}", "Meta")
         for chip in CHIPS:
@@ -32,10 +32,20 @@ def render() -> str:
                 continue
             dtypes = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in chip.dtypes))
             numerics = dtypes if name in CALLS else "the tokens of two ranks" if name == ON_RANKS else "no"
-            refused = ON_RANKS_WRONG if name == ON_RANKS else len(WRONG[name])
+            refused = ON_RANKS_WRONG if name == ON_RANKS else refusals(name)
             cells = (f"`{name}`", chip.name, real, "yes" if meta else "there is none", numerics, refused)
             lines.append("| " + " | ".join(map(str, cells)).replace("True", "yes") + " |")
     return "\n".join(lines)
+
+
+def namespace(operation: str) -> str:
+    """Where torch has the operation."""
+    return "npu" if hasattr(torch.ops.npu, operation) else "atb"
+
+
+def refusals(operation: str) -> int:
+    """Kinds of wrong calls of any of its forms."""
+    return sum(len(cases) for name, cases in WRONG.items() if name.split()[0] == operation)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ PARTS = {
     "check_misuse": {},
     "check_device": {},
     "check_engine": {},
+    "check_graphs": {"SIM_NPU_FLOAT32": "1"},
     "check_ranks": {"SIM_NPU_FLOAT32": "1"},
     "check_dtypes": {},
     "check_calls": {"SIM_NPU_EMULATE": ""},

@@ -33,6 +33,19 @@ def test_matmul_and_all_reduce_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < used["npu::npu_mm_all_reduce_base"] < used["npu::npu_rms_norm"] * 4
 
 
+@pytest.mark.skipif(this_chip().name != "910B", reason="the 910B has graphs")
+def test_graphs_on_both_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the sums over the ranks in them."""
+    monkeypatch.setenv("NPU_DECODE_GRAPHS", "1")
+    golden = reference.load("v2_gqa")
+    options = {**OPTIONS, "max_step_tokens": 40, "max_num_seqs": 8, "tensor_parallel_size": 2}
+    before = emulation.current[0].graphs.replays
+    with LLM(golden.folder, **options) as llm:
+        found = [list(one.token_ids) for one in llm.generate(golden.prompts, GREEDY)]
+    assert found == golden.tokens
+    assert emulation.current[0].graphs.replays > before
+
+
 def test_more_ranks_than_chips() -> None:
     with pytest.raises(ConfigError, match="rank 2 has no NPU: 2 visible"):
         npu.place(2)
