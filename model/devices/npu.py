@@ -51,6 +51,8 @@ def place(local_rank: int) -> torch.device:
         npu.config.allow_internal_format = True
     if npu_attention.way() == "torch":
         _log_fallback("attention", "the operations for it are not all installed")
+    if npu_attention.way() == "public":
+        _log_fallback("attention of chunks that have a past", "NNAL's operations are not installed")
     return torch.device("npu", local_rank)
 
 

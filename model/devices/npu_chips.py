@@ -65,6 +65,8 @@ CHIPS = (
             "_npu_paged_attention",
             "_npu_flash_attention",
             "_npu_paged_attention_splitfuse",
+            "npu_incre_flash_attention",
+            "npu_prompt_flash_attention",
         },
         is_nz=True,
         cache_share=0.5,

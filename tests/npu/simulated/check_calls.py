@@ -93,7 +93,7 @@ def test_the_calls_of_a_step(runner: Runner, name: str, tmp_path: Path) -> None:
 def test_the_calls_of_a_captured_step(
     runner: Runner, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The first of its size runs and is captured, the second is replayed after each layer is told its lengths."""
+    """The first of its size runs and is captured; the second is replayed after each layer got its lengths."""
     assert runner
     monkeypatch.setenv("NPU_DECODE_GRAPHS", "1")
     graphed = runner_of(folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from model import LLM, SamplingParams
+from model.devices import npu, npu_attention
 from model.devices.npu_chips import is_available, this_chip
 from tests.npu import emulation
 from tests.npu.tiny import tiny_checkpoint
@@ -21,13 +22,40 @@ SPARE = {
         "npu_format_cast",
         "_npu_fused_infer_attention_score_get_max_workspace",
     },
-    "310P": set(),
+    "310P": {"npu_incre_flash_attention", "npu_prompt_flash_attention"},
 }
 
 
 def test_the_engine_uses_what_the_chip_has(tmp_path: Path) -> None:
-    """Prompts alone, prompts with a past and decoding."""
-    chip, folder = this_chip(), tiny_checkpoint(tmp_path / "tiny")
+    """Each operation of the chip's list."""
+    chip = this_chip()
+    assert all(map(is_available, chip.operations))
+    assert used_by_the_engine(tmp_path) == chip.operations - ON_RANKS - SPARE[chip.name]
+
+
+@pytest.mark.skipif(this_chip().name != "310P", reason="the 910B's are no part of NNAL")
+def test_without_nnal_the_public_operations_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the log says once what they can not do."""
+    installed = is_available
+
+    def without(name: str) -> bool:
+        return not name.startswith("_") and installed(name)
+
+    monkeypatch.setattr(npu_attention, "is_available", without)
+    npu._log_fallback.cache_clear()
+    used = used_by_the_engine(tmp_path)
+    assert {"npu_incre_flash_attention", "npu_prompt_flash_attention"} <= used
+    assert not any(name.startswith("_") for name in used)
+    messages = [record.message for record in caplog.records if "past" in record.message]
+    (message,) = messages
+    assert message.endswith("through plain torch on 310P: NNAL's operations are not installed")
+
+
+def used_by_the_engine(tmp_path: Path) -> set[str]:
+    """For prompts alone, prompts with a past and decoding."""
+    folder = tiny_checkpoint(tmp_path / "tiny")
     params = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
     prompts = [[7] * 150 + [8, 9], [5, 6], [7] * 150 + [9]]
     before = emulation.current[0].calls.copy()
@@ -36,9 +64,7 @@ def test_the_engine_uses_what_the_chip_has(tmp_path: Path) -> None:
         for some in (prompts[1:2], prompts, prompts):
             completions = llm.generate(some, params)
     assert completions[0].cached_tokens == 128
-    used = {name.partition("::")[2] for name in emulation.current[0].calls - before}
-    assert all(map(is_available, chip.operations))
-    assert used == chip.operations - ON_RANKS - SPARE[chip.name]
+    return {name.partition("::")[2] for name in emulation.current[0].calls - before}
 
 
 @pytest.mark.parametrize("attention", ["paged", "flash"])
