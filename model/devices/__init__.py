@@ -71,6 +71,10 @@ class Device(Protocol):
         """Memory that one of `world` ranks may take for its cache after the weights are loaded."""
         ...
 
+    def used_bytes(self) -> int:
+        """Memory in use on this rank's device, by whomever; on CPUs, by this process and those it started."""
+        ...
+
     def projection(self, weight: Tensor, bias: Tensor | None) -> Projection:
         """Prepare weight [out, in] and bias [out]."""
         ...

@@ -81,6 +81,12 @@ def spare_bytes(world: int) -> int:
     return max(0, int(free * this_chip().cache_share) - buffers)
 
 
+def used_bytes() -> int:
+    """What is in use of this rank's NPU."""
+    free, total = torch_npu().npu.mem_get_info()
+    return int(total - free)
+
+
 def projection(weight: Tensor, bias: Tensor | None) -> Projection:
     """torch's linear, over a weight in the chip's own format."""
     return _Projection(weight, bias)

@@ -139,6 +139,11 @@ def test_two_ranks_give_the_tokens_of_one(monkeypatch: pytest.MonkeyPatch) -> No
     assert tokens(found) == original(2, length=2)
 
 
+def test_memory_in_use_is_what_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3 * 2**30, 80 * 2**30))
+    assert cuda.used_bytes() == 77 * 2**30
+
+
 def test_what_the_card_can_not_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.devices.cuda_card.multiplies_bfloat16", lambda: False)
     assert cuda.dtype("auto", "bfloat16") == torch.float16

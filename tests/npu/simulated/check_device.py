@@ -188,6 +188,13 @@ def test_spare_memory_leaves_room_for_what_ranks_exchange(monkeypatch: pytest.Mo
     assert npu.spare_bytes(1) - npu.spare_bytes(2) == pytest.approx(200 * 2**20, rel=0.01)
 
 
+def test_memory_in_use_is_what_tensors_take() -> None:
+    before = npu.used_bytes()
+    held = torch.zeros(2**26, dtype=torch.int8, device=WHERE)
+    assert 2**26 <= npu.used_bytes() - before <= 2**27
+    assert held.device == WHERE
+
+
 def test_heads_that_no_chip_can_do() -> None:
     with pytest.raises(ConfigError, match="head_dim 24 is no multiple of 16"):
         npu.allocate_cache(CacheShape(2, 128, 2, 24), DTYPE, WHERE)
