@@ -234,6 +234,7 @@ def test_top_k_of_one_and_min_p_of_one_are_greedy(llm: LLM, golden: Golden) -> N
         assert [list(one.token_ids) for one in llm.generate(golden.prompts, params)] == golden.tokens
 
 
+@pytest.mark.thorough
 def test_answers_are_drawn_from_the_originals_distribution(llm: LLM, golden: Golden) -> None:
     """1,280 first tokens at temperature 0.7: no count is further than 5 deviations from what is due."""
     number, draws = 0, 1280

@@ -60,10 +60,12 @@ class Graphs:
     """All graphs of this process. One is captured at a time."""
 
     def __init__(self) -> None:
+        #: By the graph's id, which another has when it is gone.
         self.captured: dict[int, list[Call | Event | Group]] = {}
         #: By the handle, which is kept so that its id stays its own.
         self.groups: dict[int, tuple[Any, Group]] = {}
         self.recorded: set[int] = set()
+        self.captures = 0
         self.replays = 0
         self._steps: list[Call | Event | Group] | None = None
         self._group: Group | None = None
@@ -128,6 +130,7 @@ class Graphs:
 
     def _begin(self, graph: Any, *_: Any) -> None:
         self._steps = self.captured[id(graph)] = []
+        self.captures += 1
 
     def _end(self, *_: Any) -> None:
         self._steps = None

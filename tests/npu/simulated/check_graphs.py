@@ -30,12 +30,12 @@ def asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 def decoded(sizes: list[int], **options: object) -> tuple[int, int]:
     """Graphs and replays while the golden prompts are answered, a second time too."""
     golden = reference.load("v2_gqa")
-    graphs, replays = len(GRAPHS.captured), GRAPHS.replays
+    graphs, replays = GRAPHS.captures, GRAPHS.replays
     with LLM(golden.folder, **(OPTIONS | options)) as llm:
         for size in sizes:
             found = [list(one.token_ids) for one in llm.generate(golden.prompts[:size], GREEDY)]
             assert found == golden.tokens[:size]
-    return len(GRAPHS.captured) - graphs, GRAPHS.replays - replays
+    return GRAPHS.captures - graphs, GRAPHS.replays - replays
 
 
 @only_on_a2
