@@ -13,6 +13,11 @@ from tests.npu.more_calls import CALLS, WRONG
 #: No call of its own here: the engine makes it on two ranks (check_ranks.py), and check_misuse.py wrong ones.
 ON_RANKS = "npu_mm_all_reduce_base"
 ON_RANKS_WRONG = 5
+#: What stands where there is no result to compare by itself.
+ELSEWHERE = {
+    ON_RANKS: "the tokens of two ranks",
+    "_npu_fused_infer_attention_score_get_max_workspace": "none: scratch memory",
+}
 
 
 def render() -> str:
@@ -31,7 +36,7 @@ def render() -> str:
             if name not in chip.operations:
                 continue
             dtypes = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in chip.dtypes))
-            numerics = dtypes if name in CALLS else "the tokens of two ranks" if name == ON_RANKS else "no"
+            numerics = ELSEWHERE.get(name, dtypes if name in CALLS else "no")
             refused = ON_RANKS_WRONG if name == ON_RANKS else refusals(name)
             cells = (f"`{name}`", chip.name, real, "yes" if meta else "there is none", numerics, refused)
             lines.append("| " + " | ".join(map(str, cells)).replace("True", "yes") + " |")
