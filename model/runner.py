@@ -84,7 +84,9 @@ class Runner:
         num_blocks, self.block_size = settled.tolist()
         self.caches = self.decoder.allocate_cache(num_blocks, self.block_size)
         longest = min(num_blocks, blocks_for(self._length_limit, self.block_size))
-        limits = DecodeLimits(self.config.max_num_seqs, longest, self.block_size)
+        limits = DecodeLimits(
+            self.config.max_num_seqs, longest, self.block_size, has_null_block=self.config.shares_prefixes
+        )
         self._recorded = self.decoder.recorded(self.caches, limits)
 
     def lead(self, batch: Batch) -> Tensor:

@@ -84,6 +84,8 @@ class Decoder:
         if not isinstance(self.device, RecordsDecode):
             return None
         run = self.device.record_decode(lambda step: self._hidden(step, caches), limits, self.where)
+        if run is None:
+            return None
 
         @torch.inference_mode()
         def decode(batch: Batch) -> Tensor | None:

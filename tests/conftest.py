@@ -30,7 +30,13 @@ settings.load_profile("longhaul")
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that takes `device` runs on each device at hand."""
     if "device" in metafunc.fixturenames:
-        metafunc.parametrize("device", devices.at_hand())
+        metafunc.parametrize("device", devices.at_hand(), scope="session")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Such a test has the mark `device`."""
+    if "device" in getattr(item, "fixturenames", ()):
+        item.add_marker("device")
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from model.errors import ModelError, RankError, RequestError
-from model.memory import resident_memory
 from model.request import Completion, Request
 from worker.inbox import Inbox
 from worker.protocol import (
@@ -77,7 +76,10 @@ class _Loop:
     """Requests in, steps, answers out; and the share of engine time that falls to each request."""
 
     def __init__(self, engine: "Engine", connection: socket.socket, inbox: Inbox) -> None:
+        from model.devices import load_device  # noqa: PLC0415 - loads torch, which the engine has done by now
+
         self._engine = engine
+        self._device = load_device(engine.config.device)
         self._connection = connection
         self._inbox = inbox
         #: Engine seconds divided by the requests in it, added up; a request pays from its start to its end.
@@ -119,12 +121,8 @@ class _Loop:
             waiting=stats.waiting,
             kv_blocks_used=stats.used_blocks,
             kv_blocks_total=stats.total_blocks,
-            device_memory=self._memory(),
+            device_memory=self._device.used_bytes(),
         )
-
-    def _memory(self) -> int | None:
-        """A CPU's memory is the host's; other devices do not tell yet."""
-        return resident_memory() if self._engine.config.device == "cpu" else None
 
     def _add(self, message: Generate) -> None:
         request = Request(id=message.id, prompt_token_ids=message.prompt_token_ids, params=message.params)

@@ -73,6 +73,10 @@ class Device(Protocol):
         """Memory that one of `world` ranks may take for its cache after the weights are loaded."""
         ...
 
+    def used_bytes(self) -> int:
+        """Memory in use on this rank's device, by whomever; on CPUs, by this process and those it started."""
+        ...
+
     def projection(self, weight: Tensor, bias: Tensor | None) -> Projection:
         """Prepare weight [out, in] and bias [out]."""
         ...
@@ -121,6 +125,8 @@ class DecodeLimits(NamedTuple):
     #: Of one sequence.
     blocks: int
     block_size: int
+    #: Whether NULL_BLOCK is no sequence's, so that anything may be written there.
+    has_null_block: bool = False
 
 
 #: A decode step without its last product: StepInputs → [rows, hidden_size]. Reads only what is on the device.
@@ -133,8 +139,8 @@ DecodeStep = Callable[[Batch, NDArray[np.float32]], Tensor]
 class RecordsDecode(Protocol):
     """What a device may offer besides: decode steps that are recorded once and replayed."""
 
-    def record_decode(self, run: DecodeRun, limits: DecodeLimits, where: torch.device) -> DecodeStep:
-        """Decode steps by recordings of `run`."""
+    def record_decode(self, run: DecodeRun, limits: DecodeLimits, where: torch.device) -> DecodeStep | None:
+        """Decode steps by recordings of `run`; None where they are not wanted or can not be."""
         ...
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from model.batch import AttentionMetadata
 from model.config import DTypeName
 from model.devices import Attend, CacheShape, LayerCache, Projection, cpu_kernels, cpu_torch
-from model.memory import available_memory
+from model.memory import available_memory, resident_memory
 
 BACKEND = "gloo"
 RUNS_BEHIND = False
@@ -62,6 +62,11 @@ def dtype(asked: DTypeName, stored: DTypeName) -> torch.dtype:
 def spare_bytes(world: int) -> int:
     """Half of the memory that is available now, shared by the ranks."""
     return available_memory() // 2 // world
+
+
+def used_bytes() -> int:
+    """What this process and its ranks hold of the host's memory."""
+    return resident_memory()
 
 
 def projection(weight: Tensor, bias: Tensor | None) -> Projection:

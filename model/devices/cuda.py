@@ -64,6 +64,11 @@ def spare_bytes(world: int) -> int:  # noqa: ARG001 - each rank has a GPU to its
     return card.spare_bytes()
 
 
+def used_bytes() -> int:
+    """What is in use of this rank's GPU."""
+    return card.used_bytes()
+
+
 def projection(weight: Tensor, bias: Tensor | None) -> Projection:
     """cuBLAS."""
     weight = weight.contiguous()

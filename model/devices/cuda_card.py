@@ -40,6 +40,12 @@ def spare_bytes() -> int:
     return max(0, free - max(free // _KEPT_SHARE, _KEPT_BYTES))
 
 
+def used_bytes() -> int:
+    """What is in use of the current GPU's memory, by whichever process."""
+    free, total = torch.cuda.mem_get_info()
+    return total - free
+
+
 def multiplies_bfloat16() -> bool:
     """Whether the current GPU does: Ampere and later."""
     return torch.cuda.get_device_capability() >= (8, 0)

@@ -16,6 +16,7 @@ from model.devices import DecodeLimits, DecodeRun, StepInputs
 from model.devices import cuda_card as card
 from model.devices.cuda_attention import ALIGNED, PagedAttention
 from model.devices.cuda_kernels.attention import Sequences
+from model.devices.ladder import rung
 from model.transfer import upload
 
 #: Vectors before the block tables in the buffer: tokens, positions, rope bases, contexts, slots.
@@ -89,10 +90,3 @@ class _Recorded:
         )
         packed[_VECTORS:, :rows] = batch.block_tables.T
         self.buffer[: _VECTORS + width].copy_(upload(packed, self.buffer.device))
-
-
-def rung(rows: int, most: int) -> int:
-    """The recorded size that serves so many rows: 1, 2, 4, 8, then powers of two and what lies half-way."""
-    power = 1 << (rows - 1).bit_length()
-    halfway = power * 3 // 4
-    return min(halfway if rows <= halfway and power > 16 else power, most)

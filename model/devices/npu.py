@@ -20,9 +20,10 @@ from model.config import DTypeName
 from model.devices import Projection, npu_attention, npu_ops, npu_torch
 from model.devices.npu_attention import allocate_cache, attention
 from model.devices.npu_chips import is_available, this_chip, torch_npu
+from model.devices.npu_graphs import record_decode
 from model.errors import ConfigError
 
-__all__ = ["BACKEND", "allocate_cache", "attention"]
+__all__ = ["BACKEND", "allocate_cache", "attention", "record_decode"]
 
 #: Host integers go through gloo, tensors of the device through HCCL.
 BACKEND = "cpu:gloo,npu:hccl"
@@ -52,6 +53,8 @@ def place(local_rank: int) -> torch.device:
         npu.config.allow_internal_format = True
     if npu_attention.way() == "torch":
         _log_fallback("attention", "the operations for it are not all installed")
+    if npu_attention.way() == "public":
+        _log_fallback("attention of chunks that have a past", "NNAL's operations are not installed")
     return torch.device("npu", local_rank)
 
 
@@ -78,6 +81,12 @@ def spare_bytes(world: int) -> int:
     free, _ = torch_npu().npu.mem_get_info()
     buffers = 2 * int(os.environ.get("HCCL_BUFFSIZE", _HCCL_MEGABYTES)) * 2**20 if world > 1 else 0
     return max(0, int(free * this_chip().cache_share) - buffers)
+
+
+def used_bytes() -> int:
+    """What is in use of this rank's NPU."""
+    free, total = torch_npu().npu.mem_get_info()
+    return int(total - free)
 
 
 def projection(weight: Tensor, bias: Tensor | None) -> Projection:

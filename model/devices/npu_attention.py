@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.batch import AttentionMetadata
-from model.devices import Attend, CacheShape, LayerCache, npu_ops, npu_torch
+from model.devices import Attend, CacheShape, LayerCache, npu_ops, npu_public_ops, npu_torch
 from model.devices.npu_chips import Chip, is_available, this_chip
 from model.errors import ConfigError
 
-#: fused: 910B's one operation for every phase. atb: 310P's three. torch: neither is installed.
-Way = Literal["fused", "atb", "torch"]
+#: fused: 910B's one operation for every phase. atb: 310P's three. public: what 310P has of torch_npu's own
+#: where NNAL is not installed. torch: none of them is.
+Way = Literal["fused", "atb", "public", "torch"]
 
 _NEEDS: dict[Way, tuple[str, ...]] = {
     "fused": ("npu_scatter_pa_kv_cache", "npu_fused_infer_attention_score"),
@@ -32,6 +33,7 @@ _NEEDS: dict[Way, tuple[str, ...]] = {
         "_npu_flash_attention",
         "_npu_paged_attention_splitfuse",
     ),
+    "public": ("npu_incre_flash_attention", "npu_prompt_flash_attention"),
 }
 #: Tokens of a page: what both chips are documented and tuned for.
 _PAGE = 128
@@ -55,6 +57,11 @@ def page_size(chip: Chip, block_size: int, head_dim: int) -> int:
         )
     if chip.page_numbers:
         return min(_PAGE, chip.page_numbers // head_dim // _TILE * _TILE)
+    return fused_page(block_size)
+
+
+def fused_page(block_size: int) -> int:
+    """Tokens of a page on a 910B for blocks of this size, whatever the heads."""
     return block_size if block_size % _PAGE == 0 and block_size <= _LONGEST_PAGE else _PAGE
 
 
@@ -106,7 +113,7 @@ class _Step:
         size = metadata.block_size
         each = -(-size // page)
         width = -(-int(metadata.context_lens.max()) // page)
-        tables = metadata.block_tables[:, :, None] * each + np.arange(each)
+        tables = in_pages(metadata.block_tables, each)
         blocks, offsets = np.divmod(metadata.slot_mapping, size)
         slots = blocks * each * page + offsets
         # What was found in the cache is written where nobody reads, by several maybe: the kernels want each
@@ -117,7 +124,7 @@ class _Step:
             num_decodes=metadata.num_decodes,
             query_lens=np.diff(metadata.query_starts),
             contexts=metadata.context_lens,
-            tables=tables.reshape(len(tables), -1)[:, :width].astype(np.int32),
+            tables=tables[:, :width].astype(np.int32),
             slots=(slots if kept is None else slots[kept]).astype(np.int32),
             kept=kept,
             is_contiguous=each > 1,
@@ -126,6 +133,11 @@ class _Step:
     def begins(self, rows: slice) -> bool:
         """Whether these sequences have nothing in the cache but this step's."""
         return bool((self.query_lens[rows] == self.contexts[rows]).all())
+
+
+def in_pages(tables: Ints, each: int) -> Ints:
+    """Tables of blocks of so many pages, [sequences, blocks] → [sequences, blocks * each]."""
+    return (tables[:, :, None] * each + np.arange(each)).reshape(len(tables), -1)
 
 
 def _on(where: torch.device, values: Ints) -> Tensor:
@@ -149,7 +161,7 @@ class _Fused:
     def __init__(self, step: _Step, kv_heads: int, where: torch.device) -> None:
         self.kv_heads = kv_heads
         self.writer = _Writer(step, where)
-        self.mask = _fused_mask(where)
+        self.mask = fused_mask(where)
         self.query_ends: list[int] = np.cumsum(step.query_lens).tolist()
         #: Of whole prompts over contiguous caches the keys are read as they come, not from the cache.
         self.is_raw = step.is_contiguous and step.begins(slice(None))
@@ -219,6 +231,45 @@ class _Atb:
         return npu_ops.flash_attention(query, key, value, mask, self.query_lens)[:tokens]
 
 
+class _Public:
+    """310P without ATB: one operation for decoding, one for each whole prompt, plain torch for the rest."""
+
+    def __init__(self, step: _Step, kv_heads: int, where: torch.device) -> None:
+        self.kv_heads = kv_heads
+        self.plain = _Torch(step, kv_heads, where)
+        self.num_decodes = count = step.num_decodes
+        self.tables = _on(where, step.tables[:count])
+        self.contexts: list[int] = step.contexts[:count].tolist()
+        self.begins = (step.query_lens == step.contexts).tolist()
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, cache: LayerCache) -> Tensor:
+        self.plain.write(key, value, cache)
+        parts = []
+        for first in range(0, self.num_decodes, npu_public_ops.DECODE_ROWS):
+            rows = slice(first, min(first + npu_public_ops.DECODE_ROWS, self.num_decodes))
+            parts.append(
+                npu_public_ops.decode_attention(
+                    query[rows], *cache, self.kv_heads, self.tables[rows], self.contexts[rows]
+                )
+            )
+        for row in range(self.num_decodes, len(self.begins)):
+            own, _, _ = self.plain.sequences[row]
+            if self.begins[row]:
+                parts.append(self._prompt(query[own], key[own], value[own]))
+            else:
+                parts.append(self.plain.attend(row, query, cache))
+        return torch.cat(parts).flatten(1)
+
+    def _prompt(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Over so many tokens as the operation wants, the last of them nobody's, and a key for each query."""
+        tokens, group = len(query), query.shape[1] // self.kv_heads
+        padding = -tokens % npu_public_ops.PROMPT_TILE
+        key, value = (part.repeat_interleave(group, dim=1) for part in (key, value))
+        query, key, value = (F.pad(part, (0, 0, 0, 0, 0, padding)) for part in (query, key, value))
+        mask = _prompt_mask(tokens + padding, query.device)
+        return npu_public_ops.prompt_attention(query, key, value, mask)[:tokens]
+
+
 class _Torch:
     """Sequence by sequence."""
 
@@ -234,25 +285,30 @@ class _Torch:
         ]
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, cache: LayerCache) -> Tensor:
+        self.write(key, value, cache)
+        return torch.cat([self.attend(row, query, cache) for row in range(len(self.sequences))]).flatten(1)
+
+    def write(self, key: Tensor, value: Tensor, cache: LayerCache) -> None:
+        """The step's keys and values to their slots."""
         chosen = self.writer.chosen
         npu_torch.write(chosen(key), chosen(value), cache, self.slots)
-        page = cache.keys.shape[1]
-        parts = [
-            npu_torch.attend(query[own], cache, table[: -(-context // page)], context)
-            for own, table, context in self.sequences
-        ]
-        return torch.cat(parts).flatten(1)
+
+    def attend(self, row: int, query: Tensor, cache: LayerCache) -> Tensor:
+        """One sequence's part of the step's queries."""
+        own, table, context = self.sequences[row]
+        return npu_torch.attend(query[own], cache, table[: -(-context // cache.keys.shape[1])], context)
 
 
 _WAYS: dict[Way, Callable[[_Step, int, torch.device], Attend]] = {
     "fused": _Fused,
     "atb": _Atb,
+    "public": _Public,
     "torch": _Torch,
 }
 
 
 @cache
-def _fused_mask(where: torch.device) -> Tensor:
+def fused_mask(where: torch.device) -> Tensor:
     """1 where a key is not to be seen: the one mask of every length."""
     size = npu_ops.FUSED_MASK
     return torch.ones(size, size, dtype=torch.int8).triu_(1).to(where)
@@ -263,6 +319,12 @@ def _causal_mask(size: int, where: torch.device) -> Tensor:
     """The mask of whole prompts up to this length, in 310P's format."""
     mask = torch.full((size, size), -torch.inf, dtype=torch.float16).triu_(1)
     return npu_ops.to_nz(_tiled(mask).to(where))
+
+
+@lru_cache(maxsize=8)
+def _prompt_mask(size: int, where: torch.device) -> Tensor:
+    """True where a key is not to be seen, [size, size]."""
+    return torch.ones(size, size, dtype=torch.bool).triu_(1).to(where)
 
 
 def _chunk_mask(query_lens: Ints, contexts: Ints) -> Tensor:

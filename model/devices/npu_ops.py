@@ -6,6 +6,7 @@ torch_npu 2.13 are where the conditions come from. No function here decides what
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -153,7 +154,7 @@ def _written(
     _require(name, len(slots) > 0, "empty slots are not allowed")
 
 
-def fused_attention(
+def fused_arguments(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -162,8 +163,8 @@ def fused_attention(
     key_lengths: Sequence[int],
     kv_heads: int,
     tables: Tensor | None,
-) -> Tensor:
-    """Causal attention of packed sequences, query [tokens, heads, dim] → the same.
+) -> dict[str, Any]:
+    """What fused attention is called with: causal, over packed sequences, query [tokens, heads, dim].
 
     With `tables` [sequences, pages]: key and value are [pages, page, kv_heads, dim] and key_lengths count
     each sequence's keys. Without: [tokens, kv_heads, dim], and key_lengths are ends, like query_ends.
@@ -196,22 +197,36 @@ def fused_attention(
         _require(name, tables.shape[1] * page >= max(key_lengths), "a table is shorter than its sequence")
         _require(name, all(isinstance(one, int) for one in key_lengths), "key lengths are no Python integers")
         key, value = key.flatten(2), value.flatten(2)
-    out: Tensor = torch_npu().npu_fused_infer_attention_score(
-        query,
-        key,
-        value,
-        atten_mask=mask,
-        actual_seq_lengths=list(query_ends),
-        actual_seq_lengths_kv=list(key_lengths),
-        block_table=tables,
-        num_heads=heads,
-        num_key_value_heads=kv_heads,
-        scale=dim**-0.5,
-        input_layout="TND",
-        sparse_mode=3,
-        block_size=page,
-    )[0]
-    return out
+    return {
+        "query": query,
+        "key": key,
+        "value": value,
+        "atten_mask": mask,
+        "actual_seq_lengths": list(query_ends),
+        "actual_seq_lengths_kv": list(key_lengths),
+        "block_table": tables,
+        "num_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "scale": dim**-0.5,
+        "input_layout": "TND",
+        "sparse_mode": 3,
+        "block_size": page,
+    }
+
+
+def fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    query_ends: Sequence[int],
+    key_lengths: Sequence[int],
+    kv_heads: int,
+    tables: Tensor | None,
+) -> Tensor:
+    """Attention over what `fused_arguments` takes, like the query."""
+    given = fused_arguments(query, key, value, mask, query_ends, key_lengths, kv_heads, tables)
+    return torch_npu().npu_fused_infer_attention_score(**given)[0]  # type: ignore[no-any-return]
 
 
 def paged_attention(

@@ -9,7 +9,8 @@ import torch
 
 from model import LLM, SamplingParams
 from model.devices import RecordsDecode, cuda
-from model.devices.cuda_graphs import DecodeGraphs, rung
+from model.devices.cuda_graphs import DecodeGraphs
+from model.devices.ladder import rung
 from model.errors import ConfigError
 from model.request import Completion
 from tests.cuda import card
@@ -127,25 +128,6 @@ def test_rows_that_fill_up_a_step_touch_no_sequence() -> None:
     assert found[0] == found[1]
 
 
-def test_the_ladder_of_recorded_sizes() -> None:
-    assert sorted({rung(rows, 200) for rows in range(1, 201)}) == [
-        1,
-        2,
-        4,
-        8,
-        16,
-        24,
-        32,
-        48,
-        64,
-        96,
-        128,
-        192,
-        200,
-    ]
-    assert all(rows <= rung(rows, 200) for rows in range(1, 201))
-
-
 @pytest.mark.skipif(card.REAL and torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_ranks_give_the_tokens_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     root = Path(__file__).parents[2]
@@ -155,6 +137,11 @@ def test_two_ranks_give_the_tokens_of_one(monkeypatch: pytest.MonkeyPatch) -> No
     params = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
     found = answers(params, 2, device="cuda", tensor_parallel_size=2, block_size=8)
     assert tokens(found) == original(2, length=2)
+
+
+def test_memory_in_use_is_what_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3 * 2**30, 80 * 2**30))
+    assert cuda.used_bytes() == 77 * 2**30
 
 
 def test_what_the_card_can_not_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from model import LLM, SamplingParams
+from model.config import DeviceName
+from tests import devices
 from tests.golden import families
 from tests.golden.formulas import log_softmax, penalized
 
@@ -57,16 +59,18 @@ def greedy(case: Case, prompt: list[int]) -> Iterator[tuple[int, float]]:
 @pytest.mark.parametrize(
     "options",
     [
-        {"max_step_tokens": 512},
         {"max_step_tokens": 5, "max_num_seqs": 3, "block_size": 4},
-        {"attention": "flash", "max_step_tokens": 64},
+        pytest.param({"max_step_tokens": 512}, marks=pytest.mark.thorough),
+        pytest.param({"attention": "flash", "max_step_tokens": 64}, marks=pytest.mark.thorough),
     ],
 )
-def test_tokens_and_scores_are_transformers(case: Case, options: dict[str, object]) -> None:
+def test_tokens_and_scores_are_transformers(
+    case: Case, options: dict[str, object], device: DeviceName
+) -> None:
     params = SamplingParams(
         max_tokens=GENERATED, temperature=0, ignore_eos=True, logprobs=5, prompt_logprobs=5
     )
-    settings = {"max_num_seqs": 4, "num_threads": 1, **options}
+    settings = devices.options(device, **{"max_num_seqs": 4, **options})
     with LLM(case.folder, **settings) as llm:
         completions = llm.generate(case.prompts, params)
     for prompt, completion in zip(case.prompts, completions, strict=True):

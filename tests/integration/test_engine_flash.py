@@ -8,10 +8,14 @@ from model.errors import ConfigError
 from tests.golden import reference
 
 GREEDY = SamplingParams(max_tokens=reference.GENERATED, temperature=0, ignore_eos=True)
+THOROUGH = pytest.mark.thorough
 
 
 @pytest.mark.parametrize("name", reference.NAMES)
-@pytest.mark.parametrize(("step_tokens", "seqs"), [(7, 3), (64, 8), (512, 1)])
+@pytest.mark.parametrize(
+    ("step_tokens", "seqs"),
+    [(64, 8), *(pytest.param(*sizes, marks=THOROUGH) for sizes in ((7, 3), (512, 1)))],
+)
 def test_tokens_equal_the_original(name: str, step_tokens: int, seqs: int, device: DeviceName) -> None:
     golden = reference.load(name)
     options = {"max_step_tokens": step_tokens, "max_num_seqs": seqs, "max_model_len": 200, "num_threads": 1}

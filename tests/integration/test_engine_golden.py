@@ -15,20 +15,25 @@ from model.config import DeviceName, ModelConfig
 from model.kv_cache import BlockPool
 from model.runner import Runner
 from model.scheduler import Scheduler, Sequence
+from tests import devices
 from tests.golden import reference
 
 GREEDY = SamplingParams(max_tokens=reference.GENERATED, temperature=0, ignore_eos=True)
+THOROUGH = pytest.mark.thorough
 
 
 @pytest.mark.parametrize("name", reference.NAMES)
-@pytest.mark.parametrize(("chunk", "block_size"), [(512, 32), (7, 8), (64, 1), (1, 4)])
+@pytest.mark.parametrize(
+    ("chunk", "block_size"),
+    [(512, 32), *(pytest.param(*sizes, marks=THOROUGH) for sizes in ((7, 8), (64, 1), (1, 4)))],
+)
 def test_prefill_logits_equal_the_original(
     name: str, chunk: int, block_size: int, device: DeviceName
 ) -> None:
     golden = reference.load(name)
-    config = EngineConfig(path=golden.folder, device=device, block_size=block_size, num_threads=1)
+    config = EngineConfig(path=golden.folder, **devices.options(device, block_size=block_size))
     runner = Runner(config, ModelConfig.load(golden.folder), rank=0)
-    runner.allocate_cache(256, block_size)
+    runner.allocate_cache(256, config.block_size)
     for number, prompt in enumerate(golden.prompts):
         logits = prefill_logits(runner, prompt, chunk)
         expected = torch.from_numpy(golden.prefill_logits(number))
@@ -54,21 +59,17 @@ def prefill_logits(runner: Runner, prompt: list[int], chunk: int) -> torch.Tenso
 @pytest.mark.parametrize("name", reference.NAMES)
 @pytest.mark.parametrize(
     ("max_step_tokens", "block_size", "max_num_seqs"),
-    list(itertools.product((4, 29, 512), (1, 5, 32), (1, 4))),
+    [
+        pytest.param(*sizes, marks=() if sizes == (29, 5, 4) else THOROUGH)
+        for sizes in itertools.product((4, 29, 512), (1, 5, 32), (1, 4))
+    ],
 )
 def test_greedy_tokens_equal_the_original(
     name: str, max_step_tokens: int, block_size: int, max_num_seqs: int, device: DeviceName
 ) -> None:
     golden = reference.load(name)
-    with LLM(
-        golden.folder,
-        device=device,
-        block_size=block_size,
-        max_step_tokens=max_step_tokens,
-        max_num_seqs=max_num_seqs,
-        max_model_len=256,
-        num_threads=1,
-    ) as llm:
+    sizes = {"block_size": block_size, "max_step_tokens": max_step_tokens, "max_num_seqs": max_num_seqs}
+    with LLM(golden.folder, max_model_len=256, **devices.options(device, **sizes)) as llm:
         completions = llm.generate(golden.prompts, GREEDY)
     for completion, tokens, count in zip(completions, golden.tokens, golden.comparable, strict=True):
         assert list(completion.token_ids)[:count] == tokens[:count]
@@ -99,6 +100,7 @@ def test_the_table_tells_what_is_not_the_originals(capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", reference.NAMES)
 def test_preempted_sequences_continue_as_if_nothing_had_been(name: str, device: DeviceName) -> None:
     """A cache that holds little more than the longest request: most sequences are preempted at least once."""

@@ -102,6 +102,15 @@ def test_answers_come_to_who_asked(tiny: Asker) -> None:
     assert tiny.host.requests == 20
 
 
+def test_the_engine_tells_its_devices_memory(tiny: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU more than torch takes by itself."""
+    told: queue.SimpleQueue[int] = queue.SimpleQueue()
+    monkeypatch.setattr(Metrics, "engine_state", lambda _, **state: told.put(state["device_memory_bytes"]))
+    tiny.ask({"r": [5, 6]}, SHORT)
+    tiny.answers(1)
+    assert told.get(timeout=60) > 2**26
+
+
 def test_a_refusal_is_one_requests_own(tiny: Asker) -> None:
     tiny.ask({"bad": [5] * (CONTEXT + 8), "good": [5]}, SHORT)
     found = tiny.answers(2)

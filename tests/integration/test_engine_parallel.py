@@ -15,19 +15,23 @@ from safetensors.numpy import load_file, save_file
 
 from benchmarks import golden_table
 from model import LLM, Engine, EngineConfig, Request, SamplingParams
+from model.config import DeviceName
 from model.errors import CheckpointError, RankError
+from tests import devices
 from tests.golden import reference
 from tests.models import small_model
 
 GREEDY = SamplingParams(max_tokens=reference.GENERATED, temperature=0, ignore_eos=True)
+THOROUGH = pytest.mark.thorough
 SAMPLED = SamplingParams(max_tokens=8, temperature=0.8, top_p=0.9, seed=11, ignore_eos=True, logprobs=3)
 
 
-@pytest.mark.parametrize("world", [2, 4, 8])
-def test_tokens_equal_those_of_one_rank(world: int) -> None:
+@pytest.mark.parametrize("world", [2, *(pytest.param(world, marks=THOROUGH) for world in (4, 8))])
+def test_tokens_equal_those_of_one_rank(world: int, device: DeviceName) -> None:
     """At 4 and 8 ranks the 2 kv heads are replicated."""
+    devices.require(device, world)
     golden = reference.load("v2_gqa")
-    options = {"max_step_tokens": 64, "max_num_seqs": 8, "block_size": 8, "num_threads": 1}
+    options = devices.options(device, max_step_tokens=64, max_num_seqs=8, block_size=8)
     with LLM(golden.folder, **options) as llm:
         sampled = llm.generate(golden.prompts, SAMPLED)
     with LLM(golden.folder, tensor_parallel_size=world, **options) as llm:
@@ -42,17 +46,25 @@ def test_tokens_equal_those_of_one_rank(world: int) -> None:
         )
 
 
-@pytest.mark.parametrize(("name", "world"), [("v1_bias", 2), ("v3_dyn", 4), ("v2_dyn", 2), ("v2_linear", 2)])
+@pytest.mark.parametrize(
+    ("name", "world"),
+    [
+        ("v1_bias", 2),
+        *(pytest.param(*own, marks=THOROUGH) for own in (("v3_dyn", 4), ("v2_dyn", 2), ("v2_linear", 2))),
+    ],
+)
 @pytest.mark.shared
-def test_the_family_on_several_ranks(name: str, world: int) -> None:
+def test_the_family_on_several_ranks(name: str, world: int, device: DeviceName) -> None:
     """Biases are added once. Twice, so that the second time finds the first's blocks on every rank."""
+    devices.require(device, world)
     golden = reference.load(name)
-    options = {"max_step_tokens": 40, "max_num_seqs": 8, "block_size": 8, "max_model_len": 256}
-    with LLM(golden.folder, tensor_parallel_size=world, num_threads=1, **options) as llm:
+    options = devices.options(device, max_step_tokens=40, max_num_seqs=8, block_size=8, max_model_len=256)
+    with LLM(golden.folder, tensor_parallel_size=world, **options) as llm:
         for _ in range(2):
             completions = llm.generate(golden.prompts, GREEDY)
             assert [list(one.token_ids) for one in completions] == golden.tokens
-        assert all(one.cached_tokens for one in completions if one.prompt_tokens >= 8)
+        size = llm.engine.config.block_size
+        assert all(one.cached_tokens for one in completions if one.prompt_tokens >= size)
 
 
 @pytest.mark.parametrize("setting", golden_table.FEW[1:])

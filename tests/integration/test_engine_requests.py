@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 from model import LLM, Completion, Engine, EngineConfig, Request, SamplingParams
+from model.config import DeviceName
 from model.errors import InvalidParams, InvalidPrompt, PromptTooLong, RequestError
+from tests import devices
 from tests.golden import reference
 from tests.models import small_model
 
@@ -18,14 +20,15 @@ def golden() -> reference.Golden:
 
 
 @pytest.fixture(scope="module")
-def llm(golden: reference.Golden) -> Iterator[LLM]:
-    with LLM(golden.folder, block_size=8, max_step_tokens=32, max_num_seqs=4, num_threads=1) as llm:
+def llm(golden: reference.Golden, device: DeviceName) -> Iterator[LLM]:
+    options = devices.options(device, block_size=8, max_step_tokens=32, max_num_seqs=4)
+    with LLM(golden.folder, **options) as llm:
         yield llm
 
 
 @pytest.fixture
-def engine(golden: reference.Golden) -> Engine:
-    return Engine(EngineConfig(path=golden.folder, max_model_len=128, num_threads=1))
+def engine(golden: reference.Golden, device: DeviceName) -> Engine:
+    return Engine(EngineConfig(path=golden.folder, max_model_len=128, **devices.options(device)))
 
 
 def request(name: str, prompt: list[int], params: SamplingParams = GREEDY) -> Request:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from model import LLM, Completion, SamplingParams, TokenLogprob
+from model.config import DeviceName
+from tests import devices
 from tests.golden import reference
 from tests.golden.formulas import log_softmax, penalized
 
@@ -63,8 +65,9 @@ def golden() -> Golden:
 
 
 @pytest.fixture(scope="module")
-def llm(golden: Golden) -> Iterator[LLM]:
-    with LLM(golden.folder, block_size=8, max_step_tokens=64, max_num_seqs=8, num_threads=1) as llm:
+def llm(golden: Golden, device: DeviceName) -> Iterator[LLM]:
+    options = devices.options(device, block_size=8, max_step_tokens=64, max_num_seqs=8)
+    with LLM(golden.folder, **options) as llm:
         yield llm
 
 
@@ -231,6 +234,7 @@ def test_top_k_of_one_and_min_p_of_one_are_greedy(llm: LLM, golden: Golden) -> N
         assert [list(one.token_ids) for one in llm.generate(golden.prompts, params)] == golden.tokens
 
 
+@pytest.mark.thorough
 def test_answers_are_drawn_from_the_originals_distribution(llm: LLM, golden: Golden) -> None:
     """1,280 first tokens at temperature 0.7: no count is further than 5 deviations from what is due."""
     number, draws = 0, 1280

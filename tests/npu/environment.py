@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from tests import devices as tested
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 FOLDER = ROOT / ".longhaul" / "npu"
@@ -51,6 +53,7 @@ def variables(chip: str, *, emulate: bool = True, devices: int = 2) -> dict[str,
         "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, (str(LIBRARIES), os.environ.get("LD_LIBRARY_PATH")))),
         "PYTHONPATH": os.pathsep.join(map(str, (ROOT, PACKAGES, HERE / "simulation"))),
+        tested.SIMULATED: "npu",
         "SIM_NPU_COUNT": str(devices),
         "SIM_NPU_SOC": CHIPS[chip],
         "SIM_NPU_EMULATE": "1" if emulate else "",

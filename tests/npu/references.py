@@ -157,11 +157,16 @@ def fused_infer_attention_score(
     input_layout: str,
     sparse_mode: int,
     block_size: int = 0,
+    workspace: Tensor | None = None,
+    out: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
+    if out is not None:  # into memory that is given, with scratch memory that is large enough
+        assert workspace is not None
+        assert len(workspace) == len(WORKSPACE)
     assert input_layout == "TND"
     assert sparse_mode == 3
     assert atten_mask[::32, ::32].bool().equal(torch.ones(64, 64).triu(1).bool())
-    out = torch.full_like(query, torch.nan)
+    result = torch.full_like(query, torch.nan) if out is None else out[0]
     start = key_start = 0
     for row, (end, length) in enumerate(zip(actual_seq_lengths, actual_seq_lengths_kv, strict=True)):
         if block_table is None:
@@ -175,9 +180,64 @@ def fused_infer_attention_score(
                 for part in (key, value)
             ]
         bias = _causal(end - start, len(own[0]))
-        out[start:end] = _attend(query[start:end], own[0], own[1], scale, bias)
+        result[start:end] = _attend(query[start:end], own[0], own[1], scale, bias)
         start = end
-    return out, torch.empty(0)
+    return result, torch.empty(0) if out is None else out[1]
+
+
+@reference("npu::npu_incre_flash_attention")
+def incre_flash_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    actual_seq_lengths: list[int],
+    block_table: Tensor,
+    num_heads: int,
+    scale_value: float,
+    input_layout: str = "BSH",
+    num_key_value_heads: int,
+    block_size: int,
+) -> Tensor:
+    assert input_layout == "BSH"
+    out = torch.full_like(query, torch.nan)
+    for row, length in enumerate(actual_seq_lengths):
+        used = block_table[row, : -(-length // block_size)].long()
+        own = [
+            part[used].flatten(0, 1)[:length].view(length, num_key_value_heads, -1) for part in (key, value)
+        ]
+        heads = query[row].view(1, num_heads, -1)
+        out[row] = _attend(heads, own[0], own[1], scale_value, torch.zeros(1, length)).flatten(1)
+    return out
+
+
+@reference("npu::npu_prompt_flash_attention")
+def prompt_flash_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    atten_mask: Tensor,
+    num_heads: int,
+    scale_value: float,
+    next_tokens: int = 0,
+    input_layout: str,
+    sparse_mode: int = 0,
+) -> Tensor:
+    """On a 310P: no key heads of their own, no lengths."""
+    assert (input_layout, sparse_mode, next_tokens) == ("BSND", 0, 0)
+    assert query.shape[2] == key.shape[2] == num_heads
+    bias = torch.zeros(atten_mask.shape).masked_fill(atten_mask, -torch.inf)
+    return torch.stack([_attend(*own, scale_value, bias) for own in zip(query, key, value, strict=True)])
+
+
+#: What stands for the scratch memory of fused attention.
+WORKSPACE = range(64)
+
+
+@reference("npu::_npu_fused_infer_attention_score_get_max_workspace")
+def fused_infer_attention_score_get_max_workspace(query: Tensor, *_: Any, **__: Any) -> Tensor:
+    return query.new_zeros(len(WORKSPACE))
 
 
 @reference("atb::_npu_paged_attention")

@@ -8,11 +8,16 @@ import sys
 import torch
 
 from model.devices.npu_chips import CHIPS, torch_npu
-from tests.npu.calls import CALLS, WRONG
+from tests.npu.more_calls import CALLS, WRONG
 
 #: No call of its own here: the engine makes it on two ranks (check_ranks.py), and check_misuse.py wrong ones.
 ON_RANKS = "npu_mm_all_reduce_base"
 ON_RANKS_WRONG = 5
+#: What stands where there is no result to compare by itself.
+ELSEWHERE = {
+    ON_RANKS: "the tokens of two ranks",
+    "_npu_fused_infer_attention_score_get_max_workspace": "none: scratch memory",
+}
 
 
 def render() -> str:
@@ -24,18 +29,28 @@ def render() -> str:
     ]
     names = {name for chip in CHIPS for name in chip.operations}
     for name in sorted(names, key=lambda name: name.strip("_")):
-        space = "atb" if name.startswith("_") else "npu"
+        space = namespace(name)
         real = torch._C._dispatch_has_kernel_for_dispatch_key(f"{space}::{name}", "PrivateUse1")
         meta = torch._C._dispatch_has_kernel_for_dispatch_key(f"{space}::{name}", "Meta")
         for chip in CHIPS:
             if name not in chip.operations:
                 continue
             dtypes = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in chip.dtypes))
-            numerics = dtypes if name in CALLS else "the tokens of two ranks" if name == ON_RANKS else "no"
-            refused = ON_RANKS_WRONG if name == ON_RANKS else len(WRONG[name])
+            numerics = ELSEWHERE.get(name, dtypes if name in CALLS else "no")
+            refused = ON_RANKS_WRONG if name == ON_RANKS else refusals(name)
             cells = (f"`{name}`", chip.name, real, "yes" if meta else "there is none", numerics, refused)
             lines.append("| " + " | ".join(map(str, cells)).replace("True", "yes") + " |")
     return "\n".join(lines)
+
+
+def namespace(operation: str) -> str:
+    """Where torch has the operation."""
+    return "npu" if hasattr(torch.ops.npu, operation) else "atb"
+
+
+def refusals(operation: str) -> int:
+    """Kinds of wrong calls of any of its forms."""
+    return sum(len(cases) for name, cases in WRONG.items() if name.split()[0] == operation)
 
 
 if __name__ == "__main__":

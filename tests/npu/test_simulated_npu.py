@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from model import LLM
 from model.cli import app
 from model.errors import ConfigError
+from tests import devices
 from tests.golden import reference
 from tests.npu import environment
 from tests.npu.environment import CHIPS, ROOT
@@ -26,7 +27,8 @@ PARTS = {
     "check_operations": {},
     "check_misuse": {},
     "check_device": {},
-    "check_tokens": {"SIM_NPU_FLOAT32": "1"},
+    "check_engine": {},
+    "check_graphs": {"SIM_NPU_FLOAT32": "1"},
     "check_ranks": {"SIM_NPU_FLOAT32": "1"},
     "check_dtypes": {},
     "check_calls": {"SIM_NPU_EMULATE": ""},
@@ -47,14 +49,25 @@ def simulated(chip: str) -> dict[str, str]:
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("chip", CHIPS)
 def test_on_a_simulated_chip(chip: str, part: str) -> None:
-    given = simulated(chip)
+    passes(chip, [str(SIMULATED / f"{part}.py")], PARTS[part])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("chip", CHIPS)
+def test_the_engines_own_tests(chip: str) -> None:
+    """The whole engine, in a float32 that no chip has: a difference is none of rounding."""
+    passes(chip, [*devices.SELECTED], {"SIM_NPU_FLOAT32": "1"})
+
+
+def passes(chip: str, chosen: list[str], given: dict[str, str]) -> None:
+    """Run these tests in a process of their own."""
+    environment = {**simulated(chip), **given}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
-    command += ["-o", "filterwarnings=default", "--disable-warnings", str(SIMULATED / f"{part}.py")]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**given, **PARTS[part]}, capture_output=True, text=True, check=False
-    )
+    command += ["-o", "filterwarnings=default", "--disable-warnings", *chosen]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     last = (done.stdout.strip().splitlines() or [""])[-1]
-    print(f"simulated {chip}, {part}: {last}")
+    print(f"simulated {chip}, {chosen[-1]}: {last}")
     assert done.returncode == 0, f"on a simulated {chip}:\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
     assert re.search(r"\d+ passed", last)
 

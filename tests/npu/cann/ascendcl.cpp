@@ -62,6 +62,9 @@ struct Event {
 
 void* handle() { return std::malloc(1); }
 
+aclrtStream captured_stream = nullptr;
+aclmdlRI captured_model = nullptr;
+
 }  // namespace
 
 extern "C" {
@@ -171,6 +174,46 @@ aclError aclrtQueryEventWaitStatus(aclrtEvent, aclrtEventWaitStatus* status) {
 }
 aclError aclrtEventElapsedTime(float* passed, aclrtEvent first, aclrtEvent last) {
     *passed = static_cast<float>(static_cast<Event*>(last)->at - static_cast<Event*>(first)->at);
+    return 0;
+}
+
+// Capture, which records nothing: what is called in it runs, and what replays it only says so. One at a time.
+aclError aclmdlRICaptureBegin(aclrtStream stream, aclmdlRICaptureMode) {
+    sim_trace("graph", "CaptureBegin");
+    captured_stream = stream;
+    captured_model = handle();
+    return 0;
+}
+aclError aclmdlRICaptureGetInfo(aclrtStream stream, aclmdlRICaptureStatus* status, aclmdlRI* model) {
+    const bool is_active = captured_stream && captured_stream == stream;
+    if (status) *status = is_active ? ACL_MODEL_RI_CAPTURE_STATUS_ACTIVE : ACL_MODEL_RI_CAPTURE_STATUS_NONE;
+    if (model) *model = is_active ? captured_model : nullptr;
+    return 0;
+}
+aclError aclmdlRICaptureEnd(aclrtStream, aclmdlRI* model) {
+    sim_trace("graph", "CaptureEnd");
+    *model = captured_model;
+    captured_stream = nullptr;
+    return 0;
+}
+aclError aclmdlRICaptureTaskGrpBegin(aclrtStream) { sim_trace("graph", "TaskGroupBegin"); return 0; }
+aclError aclmdlRICaptureTaskGrpEnd(aclrtStream, aclrtTaskGrp* group) {
+    sim_trace("graph", "TaskGroupEnd");
+    *group = handle();
+    return 0;
+}
+aclError aclmdlRICaptureTaskUpdateBegin(aclrtStream, aclrtTaskGrp) { sim_trace("graph", "UpdateBegin"); return 0; }
+aclError aclmdlRICaptureTaskUpdateEnd(aclrtStream) { sim_trace("graph", "UpdateEnd"); return 0; }
+aclError aclmdlRIExecuteAsync(aclmdlRI, aclrtStream) { sim_trace("graph", "Execute"); return 0; }
+aclError aclmdlRIDestroy(aclmdlRI model) { std::free(model); return 0; }
+
+// What torch_npu makes an external event of: a stream waits for a number in memory, and another writes it.
+aclError aclrtValueWait(void*, uint64_t, uint32_t, aclrtStream) {
+    sim_trace("event", "Wait");
+    return 0;
+}
+aclError aclrtValueWrite(void*, uint64_t, uint32_t, aclrtStream) {
+    sim_trace("event", "Write");
     return 0;
 }
 

@@ -18,7 +18,7 @@ from model.config import EngineConfig, ModelConfig
 from model.devices.npu_chips import this_chip
 from model.runner import Runner
 from tests.npu.environment import ROOT
-from tests.tiny_checkpoint import make_tiny_checkpoint
+from tests.npu.tiny import tiny_checkpoint
 
 SNAPSHOTS = ROOT / "tests" / "npu" / "snapshots"
 BLOCK = 128
@@ -58,16 +58,23 @@ def traced(path: Path) -> Iterator[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
-    """Two layers, with heads of 64, which the chips' rotary operations take."""
-    folder = make_tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
-    config_file = folder / "config.json"
-    config_file.write_text(
-        config_file.read_text().replace('"hidden_size": 32', '"head_dim": 64, "hidden_size": 32')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def runner_of(folder: Path) -> Runner:
+    config = EngineConfig(
+        path=folder, device="npu", dtype="float16", random_weights=True, num_threads=1, max_num_seqs=2
     )
-    config = EngineConfig(path=folder, device="npu", dtype="float16", random_weights=True, num_threads=1)
     made = Runner(config, ModelConfig.load(folder), rank=0)
     made.allocate_cache(8, BLOCK)
+    return made
+
+
+@pytest.fixture(scope="module")
+def runner(folder: Path) -> Runner:
+    made = runner_of(folder)
     for step in STEPS.values():  # what is made once, such as masks, is not a step's
         made.lead(step)
     torch.npu.synchronize()
@@ -79,6 +86,26 @@ def test_the_calls_of_a_step(runner: Runner, name: str, tmp_path: Path) -> None:
     with traced(tmp_path / "trace") as calls:
         runner.lead(STEPS[name])
         torch.npu.synchronize()
+    equal_the_snapshot(name, calls)
+
+
+@pytest.mark.skipif(this_chip().name != "910B", reason="the 910B has graphs")
+def test_the_calls_of_a_captured_step(
+    runner: Runner, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The first of its size runs and is captured; the second is replayed after each layer got its lengths."""
+    assert runner
+    monkeypatch.setenv("NPU_DECODE_GRAPHS", "1")
+    graphed = runner_of(folder)
+    torch.npu.synchronize()
+    for name in ("graph-capture", "graph-replay"):
+        with traced(tmp_path / "trace") as calls:
+            graphed.lead(STEPS["decode"])
+            torch.npu.synchronize()
+        equal_the_snapshot(name, calls)
+
+
+def equal_the_snapshot(name: str, calls: list[str]) -> None:
     path = SNAPSHOTS / f"{this_chip().name}-{name}.txt"
     text = "\n".join(calls) + "\n"
     if os.environ.get("SNAPSHOT_UPDATE"):

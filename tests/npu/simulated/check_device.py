@@ -66,6 +66,8 @@ def test_projection(biased: bool) -> None:
     equal(found, cpu.projection(weight, bias)(x))
 
 
+#: How a chip attends, first by the operations that it is meant to have.
+WAYS = ["own", *(["public"] if CHIP.name == "310P" else []), "torch"]
 sequences = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 300)), min_size=1, max_size=4)
 
 
@@ -74,7 +76,7 @@ sequences = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 300)), min_siz
     lengths=sequences,
     block_size=st.sampled_from([128, 256, 350, 1000]),
     head_dim=st.sampled_from([16, 64, 128]),
-    way=st.sampled_from(["own", "torch"]),
+    way=st.sampled_from(WAYS),
     found=st.booleans(),
 )
 @example(lengths=[(1, 40), (1, 40), (5, 3)], block_size=128, head_dim=64, way="own", found=True)
@@ -94,8 +96,8 @@ def test_attention_in_every_phase(
     query = draw(tokens, heads, head_dim)
     key, value = draw(tokens, kv_heads, head_dim, seed=1), draw(tokens, kv_heads, head_dim, seed=2)
     with pytest.MonkeyPatch.context() as patch:
-        if way == "torch":
-            patch.setattr(npu_attention, "way", lambda: "torch")
+        if way != "own":
+            patch.setattr(npu_attention, "way", lambda: way)
         host = cpu.allocate_cache(shape, DTYPE, torch.device("cpu"))
         device = npu.allocate_cache(shape, DTYPE, WHERE)
         past, past_tokens = before(metadata, lengths, block_size)
@@ -184,6 +186,13 @@ def test_spare_memory_leaves_room_for_what_ranks_exchange(monkeypatch: pytest.Mo
     free, _ = torch.npu.mem_get_info()
     assert npu.spare_bytes(1) == pytest.approx(free * CHIP.cache_share, rel=0.01)
     assert npu.spare_bytes(1) - npu.spare_bytes(2) == pytest.approx(200 * 2**20, rel=0.01)
+
+
+def test_memory_in_use_is_what_tensors_take() -> None:
+    before = npu.used_bytes()
+    held = torch.zeros(2**26, dtype=torch.int8, device=WHERE)
+    assert 2**26 <= npu.used_bytes() - before <= 2**27
+    assert held.device == WHERE
 
 
 def test_heads_that_no_chip_can_do() -> None:

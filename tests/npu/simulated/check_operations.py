@@ -10,8 +10,9 @@ from torch import Tensor
 from model.devices import npu, npu_ops
 from model.devices.npu_chips import CHIPS, is_available, this_chip, torch_npu
 from tests.npu import emulation, table
-from tests.npu.calls import CALLS, WRONG, Call
+from tests.npu.calls import Call
 from tests.npu.environment import ROOT
+from tests.npu.more_calls import CALLS, WRONG
 
 WHERE = npu.place(0)
 OWN = [name for name in CALLS if is_available(name.split()[0])]
@@ -57,7 +58,7 @@ def test_every_operation_of_the_chip_has_a_right_call_and_wrong_ones() -> None:
 
 @pytest.mark.parametrize("operation", sorted(this_chip().operations))
 def test_torch_npu_has_every_operation_of_the_chip(operation: str) -> None:
-    space = "atb" if operation.startswith("_") else "npu"
+    space = table.namespace(operation)
     assert hasattr(torch_npu(), operation)
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"{space}::{operation}", "PrivateUse1")
 

@@ -1,4 +1,4 @@
-"""Two ranks on two simulated chips: the process group of the device, and the tokens of one rank."""
+"""Two ranks on two simulated chips: what NPUs alone do there. The tests of all devices look at the tokens."""
 
 import pytest
 
@@ -19,18 +19,6 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("attention", ["paged", "flash"])
-@pytest.mark.parametrize(
-    "name", ["v2_gqa", *(pytest.param(name, marks=pytest.mark.shared) for name in ("v1_bias", "v3_dyn"))]
-)
-def test_tokens_on_two_ranks(name: str, attention: str) -> None:
-    golden = reference.load(name)
-    options = {**OPTIONS, "max_step_tokens": 40, "max_num_seqs": 8}
-    with LLM(golden.folder, attention=attention, tensor_parallel_size=2, **options) as llm:
-        found = [list(one.token_ids) for one in llm.generate(golden.prompts, GREEDY)]
-    assert found == golden.tokens
-
-
 @pytest.mark.skipif(this_chip().name != "910B", reason="an operation of the 910B")
 def test_matmul_and_all_reduce_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """From 16 tokens on, so that decoding goes the other way."""
@@ -43,6 +31,19 @@ def test_matmul_and_all_reduce_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == golden.tokens
     used = emulation.current[0].calls - before
     assert 0 < used["npu::npu_mm_all_reduce_base"] < used["npu::npu_rms_norm"] * 4
+
+
+@pytest.mark.skipif(this_chip().name != "910B", reason="the 910B has graphs")
+def test_graphs_on_both_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the sums over the ranks in them."""
+    monkeypatch.setenv("NPU_DECODE_GRAPHS", "1")
+    golden = reference.load("v2_gqa")
+    options = {**OPTIONS, "max_step_tokens": 40, "max_num_seqs": 8, "tensor_parallel_size": 2}
+    before = emulation.current[0].graphs.replays
+    with LLM(golden.folder, **options) as llm:
+        found = [list(one.token_ids) for one in llm.generate(golden.prompts, GREEDY)]
+    assert found == golden.tokens
+    assert emulation.current[0].graphs.replays > before
 
 
 def test_more_ranks_than_chips() -> None:

@@ -12,12 +12,11 @@ from typing import Any
 
 
 class _Watch(MetaPathFinder):
-    """Finds torch_npu once, with a loader that starts the emulation after it."""
+    """Finds torch_npu, as often as it is looked for, with a loader that starts the emulation after it."""
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != "torch_npu":
             return None
-        sys.meta_path.remove(self)
         spec = PathFinder.find_spec(name, path, target)
         if spec and spec.loader:
             spec.loader = _Start(spec.loader)
