@@ -44,7 +44,8 @@ class Runner:
         shard = Shard.of(model, rank, world)
         dtype = self.device.dtype(config.dtype, model.dtype)
         checkpoint = RandomCheckpoint(dtype) if config.random_weights else Checkpoint(config.path, dtype)
-        self.decoder = Decoder(Loader(model, shard, checkpoint, self.device, self.where), self.group)
+        load = Loader(model, shard, checkpoint, self.device, self.where, config.quantization)
+        self.decoder = Decoder(load, self.group)
         self.token_bytes = (
             2 * model.num_layers * shard.num_kv_heads * model.head_dim * checkpoint.dtype.itemsize
         )

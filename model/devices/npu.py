@@ -5,7 +5,6 @@ package have it and the shapes suit it, plain torch (`npu_torch.py`) elsewhere, 
 Nothing here has been run on a card yet: docs/devices.md says how far it was checked.
 """
 
-import logging
 import os
 from functools import cache
 from typing import Any
@@ -20,15 +19,16 @@ from model.config import DTypeName
 from model.devices import Projection, npu_attention, npu_ops, npu_torch
 from model.devices.npu_attention import allocate_cache, attention
 from model.devices.npu_chips import is_available, this_chip, torch_npu
+from model.devices.npu_chips import log_fallback as _log_fallback
+from model.devices.npu_int8 import quantized_projection, scale_dtype
 from model.errors import ConfigError
 
-__all__ = ["BACKEND", "allocate_cache", "attention"]
+__all__ = ["BACKEND", "allocate_cache", "attention", "quantized_projection", "scale_dtype"]
 
 #: Host integers go through gloo, tensors of the device through HCCL.
 BACKEND = "cpu:gloo,npu:hccl"
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-_LOG = logging.getLogger(__name__)
 #: What HCCL takes of the device for each of a communicator's two buffers unless HCCL_BUFFSIZE says otherwise.
 _HCCL_MEGABYTES = 200
 
@@ -168,8 +168,3 @@ def _uses(operation: str) -> bool:
         return True
     _log_fallback(operation, "not documented for the chip, or not installed")
     return False
-
-
-@cache
-def _log_fallback(operation: str, reason: str) -> None:
-    _LOG.warning("%s goes through plain torch on %s: %s", operation, this_chip().name, reason)

@@ -10,8 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.devices.npu_chips import is_available, this_chip, torch_npu
-from model.errors import NpuCallError
+from model.devices.npu_checks import allowed as _allowed
+from model.devices.npu_checks import contiguous as _contiguous
+from model.devices.npu_checks import dtypes as _dtypes
+from model.devices.npu_checks import require as _require
+from model.devices.npu_chips import this_chip, torch_npu
 
 #: CANN's number for the format in which 310P wants weights and caches: tiles of 16 rows by 16 columns.
 FRACTAL_NZ = 29
@@ -19,25 +22,6 @@ FRACTAL_NZ = 29
 FUSED_MASK = 2048
 _LONGEST_PAGE = 512
 _ROTARY_HEADS = 1000
-
-
-def _require(operation: str, condition: bool, what: str) -> None:
-    if not condition:
-        raise NpuCallError(f"{operation}: {what}")
-
-
-def _allowed(operation: str) -> None:
-    _require(operation, is_available(operation), f"not an operation of {this_chip().name}, or not installed")
-
-
-def _dtypes(operation: str, *tensors: Tensor) -> None:
-    own = tensors[0].dtype
-    _require(operation, own in this_chip().dtypes, f"{own} is no dtype of {this_chip().name}")
-    _require(operation, all(one.dtype == own for one in tensors), "the tensors have several dtypes")
-
-
-def _contiguous(operation: str, *tensors: Tensor) -> None:
-    _require(operation, all(one.is_contiguous() for one in tensors), "a tensor is not contiguous")
 
 
 def rms_norm(x: Tensor, gamma: Tensor, eps: float) -> Tensor:
@@ -105,10 +89,11 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 def to_nz(tensor: Tensor) -> Tensor:
-    """The same numbers in FRACTAL_NZ. Needs torch.npu.config.allow_internal_format."""
+    """The same numbers, int8 or the chip's, in FRACTAL_NZ. Needs torch.npu.config.allow_internal_format."""
     name = "npu_format_cast"
     _allowed(name)
-    _dtypes(name, tensor)
+    if tensor.dtype != torch.int8:
+        _dtypes(name, tensor)
     _contiguous(name, tensor)
     return torch_npu().npu_format_cast(tensor, FRACTAL_NZ)  # type: ignore[no-any-return]
 

@@ -1,0 +1,29 @@
+"""What every wrapper of an NPU's operation asserts with: each raises NpuCallError that names the operation."""
+
+from torch import Tensor
+
+from model.devices.npu_chips import is_available, this_chip
+from model.errors import NpuCallError
+
+
+def require(operation: str, condition: bool, what: str) -> None:
+    """`what` is wrong unless the condition holds."""
+    if not condition:
+        raise NpuCallError(f"{operation}: {what}")
+
+
+def allowed(operation: str) -> None:
+    """The chip's list and the installed torch_npu have it."""
+    require(operation, is_available(operation), f"not an operation of {this_chip().name}, or not installed")
+
+
+def dtypes(operation: str, *tensors: Tensor) -> None:
+    """All have one dtype, in which the chip computes."""
+    own = tensors[0].dtype
+    require(operation, own in this_chip().dtypes, f"{own} is no dtype of {this_chip().name}")
+    require(operation, all(one.dtype == own for one in tensors), "the tensors have several dtypes")
+
+
+def contiguous(operation: str, *tensors: Tensor) -> None:
+    """All are."""
+    require(operation, all(one.is_contiguous() for one in tensors), "a tensor is not contiguous")
