@@ -23,7 +23,7 @@ class Int8(NamedTuple):
 
 
 def quantize(rows: Tensor, scale_dtype: torch.dtype) -> Int8:
-    """Each row of a matrix of floats: its largest magnitude becomes 127, and 1 is the scale of a row of zeros.
+    """Each row of a matrix of floats: its largest magnitude becomes 127; a row of zeros has scale 1.
 
     The scale is rounded to `scale_dtype`, the one that is multiplied by, before the row is divided by it, so
     that a number is off by half a scale at most. It is not subnormal there: a device may take that for zero.

@@ -35,7 +35,7 @@ def integers(rows: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[n
 
 
 def quantized_copy(folder: Path, target: Path, world: int = 1) -> Path:
-    """The checkpoint with each projection quantized, in as many slices as ranks read of it, and multiplied out."""
+    """The checkpoint with each projection quantized, in as many slices as ranks, and multiplied out."""
     shutil.copytree(folder, target)
     tensors = load_file(folder / "model.safetensors")
     for name, weight in tensors.items():

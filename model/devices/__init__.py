@@ -150,7 +150,7 @@ class Quantizes(Protocol):
     def quantized_projection(
         self, weight: Tensor, scale: Tensor, bias: Tensor | None, scheme: Int8Scheme
     ) -> Projection:
-        """Prepare weight int8 [out, in], its scales [out] in their dtype and bias [out]. Raises ConfigError."""
+        """Prepare weight int8 [out, in], its scales [out] and bias [out]. Raises ConfigError."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What every wrapper of an NPU's operation asserts with: each raises NpuCallError that names the operation."""
+"""What the wrappers of an NPU's operations assert with: each raises NpuCallError naming the operation."""
 
 from torch import Tensor
 

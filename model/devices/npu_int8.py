@@ -1,7 +1,7 @@
 """Projections with int8 weights on an NPU: which schemes a chip has, and how each wants its weight.
 
-What is chosen is an operation of `npu_int8_ops.py`, or plain torch over the weight in full, which the log says
-once. A quantized weight is never multiplied and summed over the ranks in one operation.
+What is chosen is an operation of `npu_int8_ops.py`, or plain torch over the weight in full, which the log
+says once. A product with an int8 weight and its sum over the ranks are always two operations.
 """
 
 from collections.abc import Callable, Mapping
@@ -61,7 +61,7 @@ def _w8a8(weight: Tensor, scale: Tensor, bias: Tensor | None) -> Projection:
 
     def multiply(x: Tensor) -> Tensor:
         values, token_scale = npu_int8_ops.dynamic_quant(x)
-        return npu_int8_ops.quant_matmul(values, token_scale, transposed, scale, bias, x.dtype)
+        return npu_int8_ops.quant_matmul(values, token_scale, transposed, scale, bias, out=x.dtype)
 
     return multiply
 

@@ -22,8 +22,8 @@ def bias_dtype(own: torch.dtype) -> torch.dtype:
 def weight_quant_matmul(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """x [tokens, in] times weight int8 [in, out] times scale [out], plus bias [out] → like x.
 
-    The weight is the transposed view of one that lies [out, in], which the documentation advises for scales of
-    outputs, and not in FRACTAL_NZ, which it allows in graphs of torchair alone.
+    The weight is the transposed view of one that lies [out, in], which the documentation advises for one
+    scale per output, and not in FRACTAL_NZ, which it allows in graphs of torchair alone.
     """
     name = "npu_weight_quant_batchmatmul"
     allowed(name)
@@ -31,7 +31,9 @@ def weight_quant_matmul(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor |
     contiguous(name, x, scale)
     _matrices(name, x, weight)
     require(name, weight.t().is_contiguous(), "the weight is not the transposed view of rows of outputs")
-    require(name, scale.shape == weight.shape[1:], f"scales {list(scale.shape)} for {weight.shape[1]} outputs")
+    require(
+        name, scale.shape == weight.shape[1:], f"scales {list(scale.shape)} for {weight.shape[1]} outputs"
+    )
     _bias(name, bias, bias_dtype(x.dtype), weight)
     return torch_npu().npu_weight_quant_batchmatmul(x, weight, scale, bias=bias)  # type: ignore[no-any-return]
 
@@ -48,7 +50,7 @@ def dynamic_quant(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quant_matmul(
-    x: Tensor, token_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out: torch.dtype
+    x: Tensor, token_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, *, out: torch.dtype
 ) -> Tensor:
     """(x * token_scale) [tokens, in] times (weight * scale) [in, out], plus bias [out] → [tokens, out].
 

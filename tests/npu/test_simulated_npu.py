@@ -31,6 +31,9 @@ PARTS = {
     "check_dtypes": {},
     "check_calls": {"SIM_NPU_EMULATE": ""},
     "check_doctor": {},
+    "check_int8": {},
+    "check_int8_tokens": {"SIM_NPU_FLOAT32": "1"},
+    "check_int8_calls": {"SIM_NPU_EMULATE": ""},
 }
 
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,13 +60,19 @@ def traced(path: Path) -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    return prepared(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def prepared(folder: Path, **options: Any) -> Runner:
     """Two layers, with heads of 64, which the chips' rotary operations take."""
-    folder = make_tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+    make_tiny_checkpoint(folder)
     config_file = folder / "config.json"
     config_file.write_text(
         config_file.read_text().replace('"hidden_size": 32', '"head_dim": 64, "hidden_size": 32')
     )
-    config = EngineConfig(path=folder, device="npu", dtype="float16", random_weights=True, num_threads=1)
+    config = EngineConfig(
+        path=folder, device="npu", dtype="float16", random_weights=True, num_threads=1, **options
+    )
     made = Runner(config, ModelConfig.load(folder), rank=0)
     made.allocate_cache(8, BLOCK)
     for step in STEPS.values():  # what is made once, such as masks, is not a step's
@@ -79,6 +86,10 @@ def test_the_calls_of_a_step(runner: Runner, name: str, tmp_path: Path) -> None:
     with traced(tmp_path / "trace") as calls:
         runner.lead(STEPS[name])
         torch.npu.synchronize()
+    equal_the_snapshot(name, calls)
+
+
+def equal_the_snapshot(name: str, calls: list[str]) -> None:
     path = SNAPSHOTS / f"{this_chip().name}-{name}.txt"
     text = "\n".join(calls) + "\n"
     if os.environ.get("SNAPSHOT_UPDATE"):

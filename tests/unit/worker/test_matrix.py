@@ -81,7 +81,7 @@ def test_int8_weights_are_for_npus(check: Check, scheme: str) -> None:
 
 def test_a_300i_duo_keeps_activations_as_they_are(check: Check) -> None:
     check("npu:0,1", chip="300i-duo", quantization="w8a16")
-    with pytest.raises(DeviceGroupError, match="300I DUO .* set LONGHAUL_QUANTIZATION to w8a16"):
+    with pytest.raises(DeviceGroupError, match=r"300I DUO .* set LONGHAUL_QUANTIZATION to w8a16"):
         check("npu:0,1", chip="300i-duo", quantization="w8a8")
 
 
