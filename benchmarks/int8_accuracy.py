@@ -37,7 +37,7 @@ def contents(path: Path) -> Iterator[str]:
 def answered(model: Path, dtype: str, quantization: str, texts: list[str]) -> list[Completion]:
     params = SamplingParams(max_tokens=_ANSWER, temperature=0, ignore_eos=True, prompt_logprobs=0)
     with (
-        mock.patch("model.runner.load_device", lambda _: int8_formula.DEVICE),
+        mock.patch("model.runner.load_device", return_value=int8_formula.DEVICE),
         LLM(model, dtype=dtype, quantization=quantization, max_model_len=2048, prefix_caching=False) as llm,
     ):
         return llm.generate(texts, params)
@@ -72,7 +72,9 @@ def main(model: Path, dtype: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--texts", type=Path, default=_ROOT / "examples" / "dialogues.jsonl")

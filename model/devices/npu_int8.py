@@ -14,7 +14,8 @@ from model.devices import Projection, npu_int8_ops, npu_ops, npu_torch
 from model.devices.npu_chips import is_available, log_fallback, this_chip, torch_npu
 from model.errors import ConfigError
 
-_NEEDS: Mapping[Int8Scheme, tuple[str, ...]] = {
+#: What a scheme is made of.
+OPERATIONS: Mapping[Int8Scheme, tuple[str, ...]] = {
     "w8a16": ("npu_weight_quant_batchmatmul",),
     "w8a8": ("npu_dynamic_quant", "npu_quant_matmul"),
 }
@@ -23,7 +24,7 @@ _NEEDS: Mapping[Int8Scheme, tuple[str, ...]] = {
 def scale_dtype(scheme: Int8Scheme, own: torch.dtype) -> torch.dtype:
     """w8a16 multiplies by scales in the engine's dtype, w8a8 in float32. Raises ConfigError on a 310P."""
     chip = this_chip()
-    if not chip.operations.issuperset(_NEEDS[scheme]):
+    if not chip.operations.issuperset(OPERATIONS[scheme]):
         raise ConfigError(
             f"{chip.name} ({chip.card}) does not quantize each token as it comes, which {scheme} needs: "
             "set quantization to w8a16"
@@ -40,7 +41,7 @@ def quantized_projection(
             f"a projection of {list(weight.shape)} has more than {npu_int8_ops.LARGEST} rows or columns, the "
             "most that int8 products take: raise tensor_parallel_size, or set quantization to none"
         )
-    if all(map(is_available, _NEEDS[scheme])):
+    if all(map(is_available, OPERATIONS[scheme])):
         return _PREPARE[scheme](weight, scale, bias)
     log_fallback(f"quantization {scheme}", "its operations are not installed")
     return lambda x: npu_torch.dequantized_linear(x, weight, scale, bias)

@@ -51,7 +51,7 @@ def test_a_projection_gives_what_the_formula_gives(
     assert float((found.float() - expected).abs().max()) <= CLOSE[dtype] * float(expected.abs().max())
     used = {name.removeprefix("npu::") for name in emulation.current[0].calls - before}
     nz = {"npu_format_cast"} if scheme == "w8a8" else set()
-    assert used == {*npu_int8._NEEDS[scheme], *nz}
+    assert used == {*npu_int8.OPERATIONS[scheme], *nz}
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

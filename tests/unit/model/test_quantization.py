@@ -1,16 +1,18 @@
 """int8 weights: how far they are off, which of a model become so, and who refuses."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model import LLM, SamplingParams
+from model import LLM, Completion, SamplingParams
 from model.config import DeviceName, EngineConfig, Int8Scheme, ModelConfig
 from model.errors import CheckpointError, ConfigError
 from model.quantization import quantize
@@ -18,7 +20,7 @@ from model.runner import Runner
 from tests import int8_formula
 from tests.golden import reference
 
-GREEDY = SamplingParams(max_tokens=reference.GENERATED, temperature=0, ignore_eos=True)
+GREEDY = SamplingParams(max_tokens=reference.GENERATED, temperature=0, ignore_eos=True, prompt_logprobs=0)
 OPTIONS = {"dtype": "float32", "max_model_len": 256, "num_threads": 1}
 
 rows = st.integers(0, 2**32 - 1).map(
@@ -101,15 +103,26 @@ def formula(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_engine_quantizes_each_projection_and_nothing_else(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With biases too: a checkpoint whose projections were quantized before gives the same logits."""
+    """With biases too: a checkpoint whose projections were quantized before gives the same."""
     golden = reference.load(name)
-    with LLM(golden.folder, quantization="w8a16", **OPTIONS) as llm:
-        found = llm.generate(golden.prompts, GREEDY)
+    found = answered(golden.folder, golden.prompts, quantization="w8a16")
     monkeypatch.undo()
     copy = int8_formula.quantized_copy(golden.folder, tmp_path / "copy")
-    with LLM(copy, **OPTIONS) as llm:
-        expected = llm.generate(golden.prompts, GREEDY)
+    expected = answered(copy, golden.prompts)
     assert [one.token_ids for one in found] == [one.token_ids for one in expected]
+    np.testing.assert_allclose(of_the_prompts(found), of_the_prompts(expected), atol=1e-4)
+    exact = of_the_prompts(answered(golden.folder, golden.prompts))
+    assert np.abs(of_the_prompts(found) - exact).max() > 0.01, "int8 is not the checkpoint's own"
+
+
+def answered(folder: Path, prompts: list[list[int]], **options: Any) -> list[Completion]:
+    with LLM(folder, **{**OPTIONS, **options}) as llm:
+        return llm.generate(prompts, GREEDY)
+
+
+def of_the_prompts(completions: list[Completion]) -> NDArray[np.float64]:
+    """Log-probabilities of all prompts' tokens."""
+    return np.array([record.logprob for one in completions for record in one.prompt_logprobs or ()])
 
 
 @pytest.mark.usefixtures("formula")
