@@ -67,6 +67,8 @@ class Settings(BaseSettings):
     #: Ranks of a CPU group; an accelerator group has one rank per device.
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    #: int8 weights on NPUs: w8a16, or w8a8, which makes each token's activations int8 as well.
+    quantization: Literal["none", "w8a16", "w8a8"] = "none"
     max_model_len: Annotated[int, Field(ge=1)] | None = None
     #: In place of the checkpoint's own: `dynamic:2.0`, `linear:4` or `default`.
     rope_scaling: str | None = None

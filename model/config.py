@@ -13,6 +13,9 @@ from model.families import FAMILIES, Family, Rope, RopeKind
 DeviceName = Literal["cpu", "cuda", "npu"]
 DTypeName = Literal["auto", "bfloat16", "float32", "float16"]
 AttentionMode = Literal["paged", "flash"]
+#: w8a16: int8 weights. w8a8: activations too, each token with a scale that is found as it comes.
+Int8Scheme = Literal["w8a16", "w8a8"]
+Quantization = Literal["none", "w8a16", "w8a8"]
 
 #: Tokens of a block where nobody says.
 _BLOCK_SIZES: Mapping[DeviceName, int] = {"cpu": 32, "cuda": 32, "npu": 128}
@@ -110,6 +113,8 @@ class EngineConfig:
     #: auto is the checkpoint's own, or bfloat16 where the device is slow at it.
     dtype: DTypeName = "auto"
     device: DeviceName = "cpu"
+    #: What the decoder's projections become while they are loaded; the device says what it can multiply.
+    quantization: Quantization = "none"
     #: Processes that share the model, each with a slice of the weights and of the cache.
     tensor_parallel_size: int = 1
     #: Longest prompt plus answer, in tokens; None is the model's own limit, or what the cache holds if less.
@@ -145,6 +150,7 @@ class EngineConfig:
             ("dtype", self.dtype, get_args(DTypeName)),
             ("device", self.device, get_args(DeviceName)),
             ("attention", self.attention, get_args(AttentionMode)),
+            ("quantization", self.quantization, get_args(Quantization)),
         ):
             if value not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")

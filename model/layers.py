@@ -7,21 +7,28 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own custom
 from torch import Tensor
 
-from model.config import ModelConfig
-from model.devices import Attend, Device, LayerCache, Projection
+from model.config import Int8Scheme, ModelConfig, Quantization
+from model.devices import Attend, Device, LayerCache, Projection, Quantizes
+from model.errors import ConfigError
 from model.parallel import Group, Shard
+from model.quantization import quantize
 from model.weights import Checkpoint, RandomCheckpoint, Rows, qkv_rows
 
 
 @dataclass(frozen=True, slots=True)
 class Loader:
-    """All that a layer needs to load itself."""
+    """All that a layer needs to load itself. Raises ConfigError where the device can not quantize so."""
 
     config: ModelConfig
     shard: Shard
     checkpoint: Checkpoint | RandomCheckpoint
     device: Device
     where: torch.device
+    quantization: Quantization = "none"
+
+    def __post_init__(self) -> None:
+        if self.quantization != "none":
+            self._quantizing().scale_dtype(self.quantization, self.checkpoint.dtype)
 
     def vector(self, name: str) -> Tensor:
         """A norm's weight, [hidden_size]."""
@@ -48,7 +55,24 @@ class Loader:
         return self.checkpoint.rows([rows], self.config.hidden_size).to(self.where)
 
     def _projection(self, weight: Tensor, bias: Tensor | None) -> Projection:
-        return self.device.projection(weight.to(self.where), None if bias is None else bias.to(self.where))
+        bias = None if bias is None else bias.to(self.where)
+        if self.quantization == "none":
+            return self.device.projection(weight.to(self.where), bias)
+        return self._quantized(weight, bias, self.quantization)
+
+    def _quantized(self, weight: Tensor, bias: Tensor | None, scheme: Int8Scheme) -> Projection:
+        """The weight becomes int8 on the host: the device never holds it in any other form."""
+        device = self._quantizing()
+        values, scale = quantize(weight, device.scale_dtype(scheme, weight.dtype))
+        return device.quantized_projection(values.to(self.where), scale.to(self.where), bias, scheme)
+
+    def _quantizing(self) -> Quantizes:
+        if isinstance(self.device, Quantizes):
+            return self.device
+        raise ConfigError(
+            f"device {self.where.type} does not multiply by int8 weights: set quantization to none, "
+            "or device to npu"
+        )
 
 
 def _suffixed(rows: Rows, suffix: str) -> Rows:

@@ -50,7 +50,7 @@ class Runner:
         self._sampled: Tensor | None = None
         if self.overlaps:
             self._sampled = torch.zeros(config.max_num_seqs, dtype=torch.int32, device=self.where)
-        load = Loader(model, shard, checkpoint, self.device, self.where)
+        load = Loader(model, shard, checkpoint, self.device, self.where, config.quantization)
         self.decoder = Decoder(load, self.group, self._sampled)
         self.token_bytes = (
             2 * model.num_layers * shard.num_kv_heads * model.head_dim * checkpoint.dtype.itemsize

@@ -120,6 +120,7 @@ class EngineHost:
             path=str(model),
             device=group.kind,
             dtype=settings.dtype,
+            quantization=settings.quantization,
             tensor_parallel_size=ranks,
             max_model_len=settings.max_model_len,
             kv_cache_bytes=settings.kv_cache_bytes,

@@ -34,6 +34,7 @@ def check_groups(groups: Sequence[DeviceGroup], settings: Settings, chip: str | 
     for group in groups:
         group.ranks(settings.tensor_parallel_size)
         group.master_ports(ports)
+        _check_quantization(group, settings.quantization, chip)
         if group.kind == "npu":
             _check_cores(group, chip)
             _check_world_size(group, settings.served_model()[0])
@@ -44,6 +45,20 @@ def served_name(groups: Sequence[DeviceGroup], settings: Settings) -> str:
     if any(group.kind != "echo" for group in groups):
         return settings.served_model()[1]
     return settings.served_name or "echo"
+
+
+def _check_quantization(group: DeviceGroup, scheme: str, chip: str | None) -> None:
+    """Of echo groups nothing is asked: they have no weights."""
+    if scheme == "none" or group.kind == "echo":
+        return
+    if group.kind != "npu":
+        raise DeviceGroupError(
+            f"{group}: LONGHAUL_QUANTIZATION={scheme} is for NPUs: set it to none, or name groups of npu"
+        )
+    if scheme == "w8a8" and chip == DUO:
+        raise DeviceGroupError(
+            f"{group}: a 300I DUO does not quantize activations: set LONGHAUL_QUANTIZATION to w8a16"
+        )
 
 
 def _check_cores(group: DeviceGroup, chip: str | None) -> None:

@@ -24,6 +24,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     device: str
     dtype: str
+    quantization: str
     tensor_parallel_size: int
     max_model_len: int | None
     kv_cache_bytes: int | None

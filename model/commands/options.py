@@ -49,6 +49,14 @@ class ComputeType(StrEnum):
     FLOAT16 = "float16"
 
 
+class QuantizationChoice(StrEnum):
+    """config.Quantization as choices."""
+
+    NONE = "none"
+    W8A16 = "w8a16"
+    W8A8 = "w8a8"
+
+
 class DeviceChoice(StrEnum):
     """config.DeviceName as choices."""
 
@@ -86,6 +94,10 @@ class EngineOptions:
         ComputeType,
         typer.Option(help="What to compute in; auto is the checkpoint's own.", rich_help_panel=_PANEL),
     ] = ComputeType.AUTO
+    quantization: Annotated[
+        QuantizationChoice,
+        typer.Option(help="int8 weights on npu; w8a8 makes activations int8 too.", rich_help_panel=_PANEL),
+    ] = QuantizationChoice.NONE
     device: Annotated[DeviceChoice, typer.Option(help="Where to compute.", rich_help_panel=_PANEL)] = (
         DeviceChoice.CPU
     )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.batch import AttentionMetadata, Batch
-from model.config import DeviceName, DTypeName
+from model.config import DeviceName, DTypeName, Int8Scheme
 from model.errors import ConfigError
 
 
@@ -141,6 +141,24 @@ class RecordsDecode(Protocol):
 
     def record_decode(self, run: DecodeRun, limits: DecodeLimits, where: torch.device) -> DecodeStep | None:
         """Decode steps by recordings of `run`; None where they are not wanted or can not be."""
+        ...
+
+
+@runtime_checkable
+class Quantizes(Protocol):
+    """What a device may offer besides: products with int8 weights."""
+
+    def scale_dtype(self, scheme: Int8Scheme, own: torch.dtype) -> torch.dtype:
+        """What the scales of weights are multiplied in, where the engine computes in `own`.
+
+        Raises ConfigError for a scheme that the device does not have.
+        """
+        ...
+
+    def quantized_projection(
+        self, weight: Tensor, scale: Tensor, bias: Tensor | None, scheme: Int8Scheme
+    ) -> Projection:
+        """Prepare weight int8 [out, in], its scales [out] and bias [out]. Raises ConfigError."""
         ...
 
 

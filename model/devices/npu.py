@@ -5,7 +5,6 @@ package have it and the shapes suit it, plain torch (`npu_torch.py`) elsewhere, 
 Nothing here has been run on a card yet: docs/devices.md says how far it was checked.
 """
 
-import logging
 import os
 from functools import cache
 from typing import Any
@@ -19,11 +18,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from model.config import DTypeName
 from model.devices import Projection, npu_attention, npu_ops, npu_torch
 from model.devices.npu_attention import allocate_cache, attention
-from model.devices.npu_chips import is_available, this_chip, torch_npu
+from model.devices.npu_chips import is_available, log_fallback, this_chip, torch_npu
 from model.devices.npu_graphs import record_decode
+from model.devices.npu_int8 import quantized_projection, scale_dtype
 from model.errors import ConfigError
 
-__all__ = ["BACKEND", "allocate_cache", "attention", "record_decode"]
+__all__ = ["BACKEND", "allocate_cache", "attention", "quantized_projection", "record_decode", "scale_dtype"]
 
 #: Host integers go through gloo, tensors of the device through HCCL.
 BACKEND = "cpu:gloo,npu:hccl"
@@ -31,7 +31,6 @@ BACKEND = "cpu:gloo,npu:hccl"
 RUNS_BEHIND = False
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-_LOG = logging.getLogger(__name__)
 #: What HCCL takes of the device for each of a communicator's two buffers unless HCCL_BUFFSIZE says otherwise.
 _HCCL_MEGABYTES = 200
 
@@ -52,9 +51,9 @@ def place(local_rank: int) -> torch.device:
     if chip.is_nz:
         npu.config.allow_internal_format = True
     if npu_attention.way() == "torch":
-        _log_fallback("attention", "the operations for it are not all installed")
+        log_fallback("attention", "the operations for it are not all installed")
     if npu_attention.way() == "public":
-        _log_fallback("attention of chunks that have a past", "NNAL's operations are not installed")
+        log_fallback("attention of chunks that have a past", "NNAL's operations are not installed")
     return torch.device("npu", local_rank)
 
 
@@ -141,7 +140,7 @@ def add_norm(residual: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Ten
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
     """Half-split rotary in place."""
     if not npu_ops.turns(heads.shape[2]):
-        _log_fallback("rotary", f"the operations for it take no heads of {heads.shape[2]}")
+        log_fallback("rotary", f"the operations for it take no heads of {heads.shape[2]}")
         npu_torch.rotate(heads, cos, sin)
     elif is_available("npu_rotary_mul"):
         heads.copy_(npu_ops.rotary_mul(heads.contiguous()[None], _full(cos), _full(sin))[0])
@@ -152,7 +151,7 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
         heads[:, :-1].copy_(first[0])
         heads[:, -1:].copy_(last[0])
     else:
-        _log_fallback("rotary", "the operations for it are not installed")
+        log_fallback("rotary", "the operations for it are not installed")
         npu_torch.rotate(heads, cos, sin)
 
 
@@ -177,10 +176,5 @@ def _full(half: Tensor) -> Tensor:
 def _uses(operation: str) -> bool:
     if is_available(operation):
         return True
-    _log_fallback(operation, "not documented for the chip, or not installed")
+    log_fallback(operation, "not documented for the chip, or not installed")
     return False
-
-
-@cache
-def _log_fallback(operation: str, reason: str) -> None:
-    _LOG.warning("%s goes through plain torch on %s: %s", operation, this_chip().name, reason)

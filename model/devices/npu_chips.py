@@ -3,6 +3,7 @@
 An operation is on a chip's list because its documentation names the chip. Nothing here computes.
 """
 
+import logging
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -12,8 +13,18 @@ import torch
 
 from model.errors import ConfigError
 
+_LOG = logging.getLogger(__name__)
+
 #: What both chips have.
-_COMMON = frozenset({"npu_rms_norm", "npu_add_rms_norm", "npu_apply_rotary_pos_emb", "npu_format_cast"})
+_COMMON = frozenset(
+    {
+        "npu_rms_norm",
+        "npu_add_rms_norm",
+        "npu_apply_rotary_pos_emb",
+        "npu_format_cast",
+        "npu_weight_quant_batchmatmul",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +60,8 @@ CHIPS = (
             "npu_fused_infer_attention_score",
             "_npu_fused_infer_attention_score_get_max_workspace",
             "npu_mm_all_reduce_base",
+            "npu_dynamic_quant",
+            "npu_quant_matmul",
         },
         is_nz=False,
         cache_share=0.9,
@@ -112,3 +125,9 @@ def chip_of(soc_version: int) -> Chip:
 def is_available(operation: str) -> bool:
     """Whether this machine's chip is allowed the operation and the installed torch_npu has it."""
     return operation in this_chip().operations and hasattr(torch_npu(), operation)
+
+
+@cache
+def log_fallback(operation: str, reason: str) -> None:
+    """Say once that something goes another way than the chip's best."""
+    _LOG.warning("%s goes through plain torch on %s: %s", operation, this_chip().name, reason)

@@ -17,13 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F  # noqa: N812 - torch's own custom
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from model.batch import AttentionMetadata
+from model.config import Int8Scheme
 from model.devices import CacheShape, cpu, cpu_torch, npu
 from model.devices.npu_chips import is_available, this_chip, torch_npu
 from model.errors import ModelError
+from model.quantization import quantize
 
 #: Largest difference from the CPU's result, over the largest value there.
 _TOLERANCES = {torch.float16: 0.01, torch.bfloat16: 0.04}
@@ -66,7 +69,7 @@ def examine() -> Iterator[Finding]:
     yield Finding("operations", "failed" if missing else "ok", f"not installed: {missing or 'none'}")
     with torch.inference_mode():
         for dtype in chip.dtypes:
-            for name, compare in _COMPARISONS.items():
+            for name, compare in (_COMPARISONS | _INT8[chip.name]).items():
                 yield _attempt(f"{name} {_named(dtype)}", partial(_numerics, compare, dtype, where))
         yield _attempt("memory", lambda: _memory(where))
     yield _attempt("ranks", _ranks)
@@ -134,6 +137,21 @@ def _projection(dtype: torch.dtype, where: torch.device) -> Pairs:
     return [(npu.projection(weight.to(where), bias.to(where))(x.to(where)), cpu.projection(weight, bias)(x))]
 
 
+def _int8_projection(scheme: Int8Scheme) -> Compare:
+    """Against the same integers in full; the first token is all zeros."""
+
+    def compare(dtype: torch.dtype, where: torch.device) -> Pairs:
+        x, weight, bias = _draw(dtype, 33, 512), _draw(dtype, 768, 512), _draw(dtype, 768)
+        x[0] = 0
+        values, scale = quantize(weight, npu.scale_dtype(scheme, dtype))
+        project = npu.quantized_projection(values.to(where), scale.to(where), bias.to(where), scheme)
+        steps, step = quantize(x, torch.float32)
+        given = steps * step[:, None] if scheme == "w8a8" else x.float()
+        return [(project(x.to(where)), F.linear(given, values * scale.float()[:, None], bias.float()))]
+
+    return compare
+
+
 def _attention(steps: list[list[tuple[int, int]]]) -> Compare:
     """Steps of sequences (tokens, keys after the step) over one cache; the last step is compared."""
 
@@ -182,6 +200,12 @@ _COMPARISONS: dict[str, Compare] = {
     "attention, decoding": _attention([[(7, 7), (300, 300)], [(1, 8), (1, 301)]]),
     "attention, chunks": _attention([[(7, 7), (300, 300)], [(9, 16), (90, 390)]]),
     "attention, mixed": _attention([[(7, 7), (300, 300)], [(1, 8), (90, 390)]]),
+}
+
+#: By the chip's name.
+_INT8: dict[str, dict[str, Compare]] = {
+    "910B": {"w8a16": _int8_projection("w8a16"), "w8a8": _int8_projection("w8a8")},
+    "310P": {"w8a16": _int8_projection("w8a16")},
 }
 
 

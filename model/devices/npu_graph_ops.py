@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from model.devices import LayerCache
+from model.devices.npu_checks import allowed, contiguous, dtypes, require
 from model.devices.npu_chips import torch_npu
-from model.devices.npu_ops import _allowed, _contiguous, _dtypes, _require
 
 
 def fused_workspace(given: Mapping[str, Any]) -> Tensor:
     """Scratch memory for fused attention of these shapes, whatever the lengths; `npu_ops.fused_arguments`."""
     name = "_npu_fused_infer_attention_score_get_max_workspace"
-    _allowed(name)
+    allowed(name)
     return torch_npu()._npu_fused_infer_attention_score_get_max_workspace(**given)  # type: ignore[no-any-return]
 
 
@@ -29,15 +29,15 @@ def fused_attention_into(
     The cache is of the shape that was checked with the arguments. `sums`, float32 [0], stays empty.
     """
     name = "npu_fused_infer_attention_score"
-    _allowed(name)
+    allowed(name)
     query = given["query"]
-    _dtypes(name, query, out, *cache)
-    _contiguous(name, out, *cache)
-    _require(name, out.shape == query.shape, f"{list(query.shape)} do not go to {list(out.shape)}")
-    _require(name, sums.dtype == torch.float32 and len(sums) == 0, "what is not wanted has a place")
+    dtypes(name, query, out, *cache)
+    contiguous(name, out, *cache)
+    require(name, out.shape == query.shape, f"{list(query.shape)} do not go to {list(out.shape)}")
+    require(name, sums.dtype == torch.float32 and len(sums) == 0, "what is not wanted has a place")
     keys, values = (part.flatten(2) for part in cache)
     for part in (keys, values):
-        _require(name, part.shape == given["key"].shape, "the cache is not of the shape that was checked")
+        require(name, part.shape == given["key"].shape, "the cache is not of the shape that was checked")
     torch_npu().npu_fused_infer_attention_score.out(
         **{**given, "key": keys, "value": values}, workspace=workspace, out=[out, sums]
     )

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.devices.npu_chips import is_available, this_chip, torch_npu
-from model.errors import NpuCallError
+from model.devices.npu_checks import allowed, block_table, contiguous, dtypes, heads_share, require
+from model.devices.npu_chips import this_chip, torch_npu
 
 #: CANN's number for the format in which 310P wants weights and caches: tiles of 16 rows by 16 columns.
 FRACTAL_NZ = 29
@@ -22,41 +22,22 @@ _LONGEST_PAGE = 512
 _ROTARY_HEADS = 1000
 
 
-def _require(operation: str, condition: bool, what: str) -> None:
-    if not condition:
-        raise NpuCallError(f"{operation}: {what}")
-
-
-def _allowed(operation: str) -> None:
-    _require(operation, is_available(operation), f"not an operation of {this_chip().name}, or not installed")
-
-
-def _dtypes(operation: str, *tensors: Tensor) -> None:
-    own = tensors[0].dtype
-    _require(operation, own in this_chip().dtypes, f"{own} is no dtype of {this_chip().name}")
-    _require(operation, all(one.dtype == own for one in tensors), "the tensors have several dtypes")
-
-
-def _contiguous(operation: str, *tensors: Tensor) -> None:
-    _require(operation, all(one.is_contiguous() for one in tensors), "a tensor is not contiguous")
-
-
 def rms_norm(x: Tensor, gamma: Tensor, eps: float) -> Tensor:
     """x [..., columns] and gamma [columns] → like x."""
     name = "npu_rms_norm"
-    _allowed(name)
-    _dtypes(name, x, gamma)
-    _require(name, gamma.shape == x.shape[-1:], f"gamma {list(gamma.shape)} is not a row of {list(x.shape)}")
+    allowed(name)
+    dtypes(name, x, gamma)
+    require(name, gamma.shape == x.shape[-1:], f"gamma {list(gamma.shape)} is not a row of {list(x.shape)}")
     return torch_npu().npu_rms_norm(x, gamma, eps)[0]  # type: ignore[no-any-return]
 
 
 def add_rms_norm(x: Tensor, delta: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The norm of x + delta, and the sum."""
     name = "npu_add_rms_norm"
-    _allowed(name)
-    _dtypes(name, x, delta, gamma)
-    _require(name, x.shape == delta.shape, f"{list(x.shape)} and {list(delta.shape)} differ")
-    _require(name, gamma.shape == x.shape[-1:], f"gamma {list(gamma.shape)} is not a row of {list(x.shape)}")
+    allowed(name)
+    dtypes(name, x, delta, gamma)
+    require(name, x.shape == delta.shape, f"{list(x.shape)} and {list(delta.shape)} differ")
+    require(name, gamma.shape == x.shape[-1:], f"gamma {list(gamma.shape)} is not a row of {list(x.shape)}")
     normed, _, total = torch_npu().npu_add_rms_norm(x, delta, gamma, eps)
     return normed, total
 
@@ -64,19 +45,19 @@ def add_rms_norm(x: Tensor, delta: Tensor, gamma: Tensor, eps: float) -> tuple[T
 def rotary_mul(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """heads [1, tokens, heads, dim], cos and sin [1, tokens, 1, dim] → like heads, turned."""
     name = "npu_rotary_mul"
-    _allowed(name)
+    allowed(name)
     _rotary(name, heads, cos, sin)
-    _require(name, heads.shape[2] < _ROTARY_HEADS, f"{heads.shape[2]} heads are too many")
+    require(name, heads.shape[2] < _ROTARY_HEADS, f"{heads.shape[2]} heads are too many")
     return torch_npu().npu_rotary_mul(heads, cos, sin, "half")  # type: ignore[no-any-return]
 
 
 def apply_rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> None:
     """Turn query and key, both [1, tokens, heads, dim], in place; cos and sin [1, tokens, 1, dim]."""
     name = "npu_apply_rotary_pos_emb"
-    _allowed(name)
+    allowed(name)
     _rotary(name, query, cos, sin)
     _rotary(name, key, cos, sin)
-    _require(name, query.numel() > 0 and key.numel() > 0, "empty tensors are not allowed")
+    require(name, query.numel() > 0 and key.numel() > 0, "empty tensors are not allowed")
     torch_npu().npu_apply_rotary_pos_emb(query, key, cos, sin, "BSND", "half")
 
 
@@ -86,31 +67,32 @@ def turns(head_dim: int) -> bool:
 
 
 def _rotary(name: str, heads: Tensor, cos: Tensor, sin: Tensor) -> None:
-    _dtypes(name, heads, cos, sin)
-    _contiguous(name, heads, cos, sin)
-    _require(
+    dtypes(name, heads, cos, sin)
+    contiguous(name, heads, cos, sin)
+    require(
         name, heads.dim() == 4 and turns(heads.shape[-1]), f"{list(heads.shape)} is not [1, T, N, 64|128]"
     )
     wanted = (1, heads.shape[1], 1, heads.shape[3])
     for part in (cos, sin):
-        _require(name, part.shape == wanted, f"cos or sin is {list(part.shape)} and not {list(wanted)}")
+        require(name, part.shape == wanted, f"cos or sin is {list(part.shape)} and not {list(wanted)}")
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu of the first half of the last dimension, times the second."""
     name = "npu_swiglu"
-    _allowed(name)
-    _dtypes(name, gate_up)
-    _require(name, gate_up.shape[-1] % 2 == 0, f"{gate_up.shape[-1]} columns are no two halves")
+    allowed(name)
+    dtypes(name, gate_up)
+    require(name, gate_up.shape[-1] % 2 == 0, f"{gate_up.shape[-1]} columns are no two halves")
     return torch_npu().npu_swiglu(gate_up, dim=-1)  # type: ignore[no-any-return]
 
 
 def to_nz(tensor: Tensor) -> Tensor:
-    """The same numbers in FRACTAL_NZ. Needs torch.npu.config.allow_internal_format."""
+    """The same numbers, int8 or the chip's, in FRACTAL_NZ. Needs torch.npu.config.allow_internal_format."""
     name = "npu_format_cast"
-    _allowed(name)
-    _dtypes(name, tensor)
-    _contiguous(name, tensor)
+    allowed(name)
+    if tensor.dtype != torch.int8:
+        dtypes(name, tensor)
+    contiguous(name, tensor)
     return torch_npu().npu_format_cast(tensor, FRACTAL_NZ)  # type: ignore[no-any-return]
 
 
@@ -120,9 +102,9 @@ def scatter_kv(key: Tensor, value: Tensor, keys: Tensor, values: Tensor, slots: 
     No slot may be named twice, which only the caller can know without waiting for the device.
     """
     name = "npu_scatter_pa_kv_cache"
-    _allowed(name)
+    allowed(name)
     _written(name, key, value, keys, values, slots, (torch.int32, torch.int64))
-    _require(name, keys.dim() == 4 and keys.shape[2:] == key.shape[1:], "cache and heads do not match")
+    require(name, keys.dim() == 4 and keys.shape[2:] == key.shape[1:], "cache and heads do not match")
     # By default it takes the cache to be in FRACTAL_NZ.
     torch_npu().npu_scatter_pa_kv_cache(key, value, keys, values, slots, cache_mode="Norm")
 
@@ -130,7 +112,7 @@ def scatter_kv(key: Tensor, value: Tensor, keys: Tensor, values: Tensor, slots: 
 def reshape_and_cache(key: Tensor, value: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
     """As `scatter_kv`, into 310P's [pages, kv_heads * dim / 16, page, 16]."""
     name = "_npu_reshape_and_cache"
-    _allowed(name)
+    allowed(name)
     _written(name, key, value, keys, values, slots, (torch.int32,))
     _paged_nz(name, keys, values, key.shape[1], key.shape[2])
     torch_npu()._npu_reshape_and_cache(key, value, keys, values, slots)
@@ -145,13 +127,13 @@ def _written(
     slots: Tensor,
     slot_dtypes: tuple[torch.dtype, ...],
 ) -> None:
-    _dtypes(name, key, value, keys, values)
-    _contiguous(name, key, value, keys, values, slots)
-    _require(name, key.dim() == 3 and key.shape == value.shape, "key and value are not alike [T, N, D]")
-    _require(name, keys.shape == values.shape, "the caches of keys and values differ")
-    _require(name, slots.dtype in slot_dtypes, f"slots are {slots.dtype}")
-    _require(name, slots.shape == key.shape[:1], f"{len(slots)} slots for {len(key)} tokens")
-    _require(name, len(slots) > 0, "empty slots are not allowed")
+    dtypes(name, key, value, keys, values)
+    contiguous(name, key, value, keys, values, slots)
+    require(name, key.dim() == 3 and key.shape == value.shape, "key and value are not alike [T, N, D]")
+    require(name, keys.shape == values.shape, "the caches of keys and values differ")
+    require(name, slots.dtype in slot_dtypes, f"slots are {slots.dtype}")
+    require(name, slots.shape == key.shape[:1], f"{len(slots)} slots for {len(key)} tokens")
+    require(name, len(slots) > 0, "empty slots are not allowed")
 
 
 def fused_arguments(
@@ -170,32 +152,32 @@ def fused_arguments(
     each sequence's keys. Without: [tokens, kv_heads, dim], and key_lengths are ends, like query_ends.
     """
     name = "npu_fused_infer_attention_score"
-    _allowed(name)
-    _dtypes(name, query, key, value)
-    _contiguous(name, query, key, value, mask)
+    allowed(name)
+    dtypes(name, query, key, value)
+    contiguous(name, query, key, value, mask)
     tokens, heads, dim = query.shape
-    _require(name, mask.dtype in (torch.int8, torch.bool), f"the mask is {mask.dtype}")
-    _require(name, mask.shape == (FUSED_MASK, FUSED_MASK), f"the mask is {list(mask.shape)}")
-    _heads(name, heads, kv_heads)
-    _require(name, dim % 16 == 0, f"head_dim {dim} is no multiple of 16")
-    _require(name, key.shape == value.shape, "key and value differ")
-    _require(name, tuple(key.shape[-2:]) == (kv_heads, dim), "the keys' heads are not the query's")
+    require(name, mask.dtype in (torch.int8, torch.bool), f"the mask is {mask.dtype}")
+    require(name, mask.shape == (FUSED_MASK, FUSED_MASK), f"the mask is {list(mask.shape)}")
+    heads_share(name, heads, kv_heads)
+    require(name, dim % 16 == 0, f"head_dim {dim} is no multiple of 16")
+    require(name, key.shape == value.shape, "key and value differ")
+    require(name, tuple(key.shape[-2:]) == (kv_heads, dim), "the keys' heads are not the query's")
     _lengths(name, query_ends, tokens)
-    _require(name, len(key_lengths) == len(query_ends), "not as many key lengths as sequences")
+    require(name, len(key_lengths) == len(query_ends), "not as many key lengths as sequences")
     page = 0
     if tables is None:
         _lengths(name, key_lengths, len(key))
     else:
         page = key.shape[1]
-        _require(
+        require(
             name,
             page > 0 and page % 128 == 0 and page <= _LONGEST_PAGE,
             f"pages of {page} tokens: 128 to 512",
         )
-        _require(name, kv_heads * dim < 2**16, f"{kv_heads} heads of {dim} are more than 65535 numbers")
-        _tables(name, tables, len(query_ends))
-        _require(name, tables.shape[1] * page >= max(key_lengths), "a table is shorter than its sequence")
-        _require(name, all(isinstance(one, int) for one in key_lengths), "key lengths are no Python integers")
+        require(name, kv_heads * dim < 2**16, f"{kv_heads} heads of {dim} are more than 65535 numbers")
+        block_table(name, tables, len(query_ends))
+        require(name, tables.shape[1] * page >= max(key_lengths), "a table is shorter than its sequence")
+        require(name, all(isinstance(one, int) for one in key_lengths), "key lengths are no Python integers")
         key, value = key.flatten(2), value.flatten(2)
     return {
         "query": query,
@@ -234,10 +216,10 @@ def paged_attention(
 ) -> Tensor:
     """One token of each sequence against its pages: query [sequences, heads, dim] → the same."""
     name = "_npu_paged_attention"
-    _allowed(name)
+    allowed(name)
     _paged(name, query, keys, values, kv_heads, tables)
-    _require(name, lengths.dtype == torch.int32, f"context lengths are {lengths.dtype}")
-    _require(name, len(lengths) == len(tables) == len(query), "not one length and one table for each query")
+    require(name, lengths.dtype == torch.int32, f"context lengths are {lengths.dtype}")
+    require(name, len(lengths) == len(tables) == len(query), "not one length and one table for each query")
     out = torch.empty_like(query)
     torch_npu()._npu_paged_attention(
         query=query,
@@ -260,16 +242,16 @@ def flash_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, len
     FRACTAL_NZ: [1, columns / 16, rows, 16], for the longest sequence.
     """
     name = "_npu_flash_attention"
-    _allowed(name)
-    _dtypes(name, query, key, value)
-    _contiguous(name, query, key, value)
+    allowed(name)
+    dtypes(name, query, key, value)
+    contiguous(name, query, key, value)
     tokens, heads, dim = query.shape
-    _require(name, tokens % 16 == 0, f"{tokens} tokens are no multiple of 16")
-    _require(name, key.shape == value.shape and key.shape[0] == tokens, "keys do not match the queries")
-    _require(name, key.shape[2] == dim, "the keys' heads are not the query's")
-    _heads(name, heads, key.shape[1])
+    require(name, tokens % 16 == 0, f"{tokens} tokens are no multiple of 16")
+    require(name, key.shape == value.shape and key.shape[0] == tokens, "keys do not match the queries")
+    require(name, key.shape[2] == dim, "the keys' heads are not the query's")
+    heads_share(name, heads, key.shape[1])
     _host_lengths(name, lengths)
-    _require(name, int(lengths.sum()) == tokens, f"lengths add up to {int(lengths.sum())}, not to {tokens}")
+    require(name, int(lengths.sum()) == tokens, f"lengths add up to {int(lengths.sum())}, not to {tokens}")
     _nz_mask(name, mask, int(lengths.max()), int(lengths.max()))
     out = torch.empty_like(query)
     torch_npu()._npu_flash_attention(
@@ -301,12 +283,12 @@ def splitfuse_attention(
     query_lengths are on the host. The mask has a row for each query and a column for each position.
     """
     name = "_npu_paged_attention_splitfuse"
-    _allowed(name)
+    allowed(name)
     _paged(name, query, keys, values, kv_heads, tables)
     _host_lengths(name, query_lengths)
-    _require(name, contexts.dtype == torch.int32, f"context lengths are {contexts.dtype}")
-    _require(name, len(query_lengths) == len(contexts) == len(tables), "not one of each for each sequence")
-    _require(name, int(query_lengths.sum()) == len(query), "lengths do not add up to the queries")
+    require(name, contexts.dtype == torch.int32, f"context lengths are {contexts.dtype}")
+    require(name, len(query_lengths) == len(contexts) == len(tables), "not one of each for each sequence")
+    require(name, int(query_lengths.sum()) == len(query), "lengths do not add up to the queries")
     _nz_mask(name, mask, len(query), 1)
     out = torch.empty_like(query)
     torch_npu()._npu_paged_attention_splitfuse(
@@ -330,62 +312,51 @@ def matmul_all_reduce(
 ) -> Tensor:
     """x [tokens, in] times weight [in, out], plus bias, summed over the ranks of an HCCL communicator."""
     name = "npu_mm_all_reduce_base"
-    _allowed(name)
-    _dtypes(name, x, weight, *([] if bias is None else [bias]))
-    _contiguous(name, x)
-    _require(name, world in (1, 2, 4, 8), f"{world} ranks: it works with 1, 2, 4 or 8")
-    _require(name, bool(communicator), "the communicator has no name")
-    _require(name, x.dim() == weight.dim() == 2, "x and weight are no matrices")
-    _require(name, x.shape[1] == weight.shape[0], f"{list(x.shape)} times {list(weight.shape)}")
-    _require(name, x.numel() > 0, "empty tensors are not allowed")
+    allowed(name)
+    dtypes(name, x, weight, *([] if bias is None else [bias]))
+    contiguous(name, x)
+    require(name, world in (1, 2, 4, 8), f"{world} ranks: it works with 1, 2, 4 or 8")
+    require(name, bool(communicator), "the communicator has no name")
+    require(name, x.dim() == weight.dim() == 2, "x and weight are no matrices")
+    require(name, x.shape[1] == weight.shape[0], f"{list(x.shape)} times {list(weight.shape)}")
+    require(name, x.numel() > 0, "empty tensors are not allowed")
     return torch_npu().npu_mm_all_reduce_base(  # type: ignore[no-any-return]
         x, weight, communicator, reduce_op="sum", bias=bias
     )
 
 
-def _heads(name: str, heads: int, kv_heads: int) -> None:
-    _require(name, kv_heads > 0 and heads % kv_heads == 0, f"{heads} heads do not share {kv_heads}")
-    _require(name, heads // kv_heads <= 64, f"{heads} heads for {kv_heads} are more than 64 for each")
-
-
 def _lengths(name: str, ends: Sequence[int], total: int) -> None:
     """Cumulative, and Python integers: a tensor would be taken for something else."""
-    _require(name, all(isinstance(end, int) for end in ends), "lengths are no Python integers")
+    require(name, all(isinstance(end, int) for end in ends), "lengths are no Python integers")
     rising = all(first < last for first, last in zip([0, *ends], ends, strict=False))
-    _require(name, rising and ends[-1:] == [total], "lengths are not cumulative up to the number of tokens")
-
-
-def _tables(name: str, tables: Tensor, sequences: int) -> None:
-    _require(name, tables.dtype == torch.int32, f"the block table is {tables.dtype}")
-    _require(name, tables.dim() == 2 and len(tables) == sequences, "not one row of the table per sequence")
-    _contiguous(name, tables)
+    require(name, rising and ends[-1:] == [total], "lengths are not cumulative up to the number of tokens")
 
 
 def _host_lengths(name: str, lengths: Tensor) -> None:
-    _require(name, lengths.device.type == "cpu", "lengths are not on the host")
-    _require(name, lengths.dtype == torch.int32 and lengths.dim() == 1, f"lengths are {lengths.dtype}")
+    require(name, lengths.device.type == "cpu", "lengths are not on the host")
+    require(name, lengths.dtype == torch.int32 and lengths.dim() == 1, f"lengths are {lengths.dtype}")
 
 
 def _nz_mask(name: str, mask: Tensor, rows: int, columns: int) -> None:
-    _require(name, mask.dtype == torch.float16, f"the mask is {mask.dtype}")
-    _require(name, mask.dim() == 4 and mask.shape[::3] == (1, 16), f"the mask is {list(mask.shape)}")
-    _require(name, mask.shape[2] >= rows and mask.shape[1] * 16 >= columns, "the mask is too small")
+    require(name, mask.dtype == torch.float16, f"the mask is {mask.dtype}")
+    require(name, mask.dim() == 4 and mask.shape[::3] == (1, 16), f"the mask is {list(mask.shape)}")
+    require(name, mask.shape[2] >= rows and mask.shape[1] * 16 >= columns, "the mask is too small")
 
 
 def _paged_nz(name: str, keys: Tensor, values: Tensor, kv_heads: int, dim: int) -> None:
-    _require(name, keys.shape == values.shape and keys.dim() == 4, "keys and values are cached differently")
-    _require(name, keys.shape[3] == 16 and keys.shape[1] * 16 == kv_heads * dim, "the cache is not in NZ")
+    require(name, keys.shape == values.shape and keys.dim() == 4, "keys and values are cached differently")
+    require(name, keys.shape[3] == 16 and keys.shape[1] * 16 == kv_heads * dim, "the cache is not in NZ")
     page = keys.shape[2]
-    _require(name, 0 < page <= 128 and page % 16 == 0, f"pages of {page} tokens: 16 to 128")
-    _require(
+    require(name, 0 < page <= 128 and page % 16 == 0, f"pages of {page} tokens: 16 to 128")
+    require(
         name, page * dim <= this_chip().page_numbers, f"pages of {page} times head_dim {dim} are too large"
     )
 
 
 def _paged(name: str, query: Tensor, keys: Tensor, values: Tensor, kv_heads: int, tables: Tensor) -> None:
-    _dtypes(name, query, keys, values)
-    _contiguous(name, query, keys, values)
-    _require(name, query.dim() == 3, f"the query is {list(query.shape)}")
-    _heads(name, query.shape[1], kv_heads)
+    dtypes(name, query, keys, values)
+    contiguous(name, query, keys, values)
+    require(name, query.dim() == 3, f"the query is {list(query.shape)}")
+    heads_share(name, query.shape[1], kv_heads)
     _paged_nz(name, keys, values, kv_heads, query.shape[2])
-    _tables(name, tables, len(tables))
+    block_table(name, tables, len(tables))

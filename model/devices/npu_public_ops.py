@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from model.devices.npu_checks import allowed, block_table, contiguous, dtypes, heads_share, require
 from model.devices.npu_chips import torch_npu
-from model.devices.npu_ops import _allowed, _contiguous, _dtypes, _heads, _require, _tables
 
 #: Sequences of one call.
 DECODE_ROWS = 256
@@ -28,23 +28,23 @@ def decode_attention(
     keys and values [pages, page, kv_heads, dim]; tables [sequences, pages]; each sequence's keys.
     """
     name = "npu_incre_flash_attention"
-    _allowed(name)
-    _dtypes(name, query, keys, values)
-    _contiguous(name, query, keys, values)
+    allowed(name)
+    dtypes(name, query, keys, values)
+    contiguous(name, query, keys, values)
     rows, heads, dim = query.shape
-    _require(name, 0 < rows <= DECODE_ROWS, f"{rows} sequences: at most {DECODE_ROWS}")
+    require(name, 0 < rows <= DECODE_ROWS, f"{rows} sequences: at most {DECODE_ROWS}")
     _sizes(name, heads, dim)
-    _heads(name, heads, kv_heads)
-    _require(name, keys.shape == values.shape, "keys and values are cached differently")
-    _require(name, tuple(keys.shape[2:]) == (kv_heads, dim), "the keys' heads are not the query's")
-    _require(name, kv_heads * dim < 2**16, f"{kv_heads} heads of {dim} are more than 65535 numbers")
+    heads_share(name, heads, kv_heads)
+    require(name, keys.shape == values.shape, "keys and values are cached differently")
+    require(name, tuple(keys.shape[2:]) == (kv_heads, dim), "the keys' heads are not the query's")
+    require(name, kv_heads * dim < 2**16, f"{kv_heads} heads of {dim} are more than 65535 numbers")
     page = keys.shape[1]
-    _require(name, page > 0 and page % 16 == 0, f"pages of {page} tokens: a multiple of 16")
-    _tables(name, tables, rows)
-    _require(name, all(isinstance(one, int) for one in lengths), "lengths are no Python integers")
-    _require(name, len(lengths) == rows and min(lengths) > 0, "not one length for each query")
+    require(name, page > 0 and page % 16 == 0, f"pages of {page} tokens: a multiple of 16")
+    block_table(name, tables, rows)
+    require(name, all(isinstance(one, int) for one in lengths), "lengths are no Python integers")
+    require(name, len(lengths) == rows and min(lengths) > 0, "not one length for each query")
     longest = max(lengths)
-    _require(name, longest <= _LONGEST and tables.shape[1] * page >= longest, f"{longest} keys are too many")
+    require(name, longest <= _LONGEST and tables.shape[1] * page >= longest, f"{longest} keys are too many")
     out: Tensor = torch_npu().npu_incre_flash_attention(
         query.flatten(1)[:, None],
         keys.flatten(2),
@@ -67,16 +67,16 @@ def prompt_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) ->
     heads for keys as for queries.
     """
     name = "npu_prompt_flash_attention"
-    _allowed(name)
-    _dtypes(name, query, key, value)
-    _contiguous(name, query, key, value, mask)
+    allowed(name)
+    dtypes(name, query, key, value)
+    contiguous(name, query, key, value, mask)
     tokens, heads, dim = query.shape
-    _require(name, key.shape == value.shape == query.shape, "query, key and value are not alike")
+    require(name, key.shape == value.shape == query.shape, "query, key and value are not alike")
     _sizes(name, heads, dim)
-    _require(name, tokens % PROMPT_TILE == 0, f"{tokens} tokens are no multiple of {PROMPT_TILE}")
-    _require(name, 0 < tokens < _LONGEST, f"{tokens} tokens: less than {_LONGEST}")
-    _require(name, mask.dtype == torch.bool, f"the mask is {mask.dtype}")
-    _require(name, mask.shape == (tokens, tokens), f"the mask is {list(mask.shape)}")
+    require(name, tokens % PROMPT_TILE == 0, f"{tokens} tokens are no multiple of {PROMPT_TILE}")
+    require(name, 0 < tokens < _LONGEST, f"{tokens} tokens: less than {_LONGEST}")
+    require(name, mask.dtype == torch.bool, f"the mask is {mask.dtype}")
+    require(name, mask.shape == (tokens, tokens), f"the mask is {list(mask.shape)}")
     out: Tensor = torch_npu().npu_prompt_flash_attention(
         query[None],
         key[None],
@@ -92,5 +92,5 @@ def prompt_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) ->
 
 
 def _sizes(name: str, heads: int, dim: int) -> None:
-    _require(name, heads <= _MOST_HEADS, f"{heads} heads: at most {_MOST_HEADS}")
-    _require(name, dim % 16 == 0 and dim <= _WIDEST_HEAD, f"head_dim {dim}: a multiple of 16 up to 512")
+    require(name, heads <= _MOST_HEADS, f"{heads} heads: at most {_MOST_HEADS}")
+    require(name, dim % 16 == 0 and dim <= _WIDEST_HEAD, f"head_dim {dim}: a multiple of 16 up to 512")

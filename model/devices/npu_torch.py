@@ -31,6 +31,11 @@ def gate(gate_up: Tensor) -> Tensor:
     return F.silu(gates) * up
 
 
+def dequantized_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """torch's linear over weight int8 [out, in] times scale [out], in the dtype of x."""
+    return F.linear(x, (weight * scale[:, None]).to(x.dtype), bias)
+
+
 def write(key: Tensor, value: Tensor, cache: LayerCache, slots: Tensor) -> None:
     """Keys and values [tokens, kv_heads, head_dim] to their slots, int64."""
     for new, stored in zip((key, value), cache, strict=True):

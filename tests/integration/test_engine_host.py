@@ -165,6 +165,13 @@ def test_a_device_without_support_is_named(checkpoint: Path) -> None:
     host.close()
 
 
+def test_what_a_device_can_not_do_is_said_by_the_engine(checkpoint: Path) -> None:
+    host = opened(checkpoint, "cpu:0", quantization="w8a16")
+    with pytest.raises(EngineStartError, match="device cpu does not multiply by int8 weights"):
+        host.start()
+    host.close()
+
+
 def test_an_engine_that_is_not_ready_in_time_is_killed(checkpoint: Path) -> None:
     host = opened(checkpoint, "cpu:0", engine_start_seconds=0.01, engine_hang_seconds=0.1)
     with pytest.raises(EngineStartError, match="not ready within 0 s"):

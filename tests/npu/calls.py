@@ -33,6 +33,8 @@ class Call:
     #: What the call changes, by the names of its arguments, if it returns nothing.
     changes: tuple[str, ...] = ()
     on_host: tuple[str, ...] = ()
+    #: The results' dtypes where they are not that of the call.
+    dtypes: tuple[torch.dtype, ...] | None = None
 
 
 def draw(*shape: int, dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,4 @@
-"""Calls of what graphs need, and of the 310P's public operations, as in calls.py; all of both together."""
+"""Calls of what graphs need, and of the 310P's public operations, as in calls.py."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from model.devices import LayerCache, npu_graph_ops, npu_ops, npu_public_ops
-from tests.npu import calls
 from tests.npu.calls import (
     CONTEXTS,
     DIM,
@@ -69,7 +68,7 @@ def prompt(dtype: torch.dtype) -> Arguments:
     }
 
 
-_CALLS: Mapping[str, Call] = {
+CALLS: Mapping[str, Call] = {
     "npu_fused_infer_attention_score out": Call(
         attended_into,
         fused,
@@ -113,7 +112,7 @@ def shorter_cache(given: Arguments) -> Arguments:
     return {**given, "cache": LayerCache(given["key"][1:], given["value"][1:])}
 
 
-_WRONG: Mapping[str, list[tuple[str, Change, str]]] = {
+WRONG: Mapping[str, list[tuple[str, Change, str]]] = {
     "npu_fused_infer_attention_score out": [
         ("a result of another shape", result(lambda query: query[1:]), "do not go to"),
         ("a result of another dtype", result(wider), "several dtypes"),
@@ -149,6 +148,3 @@ _WRONG: Mapping[str, list[tuple[str, Change, str]]] = {
         ("values that are not contiguous", to("value", strided), "not contiguous"),
     ],
 }
-
-CALLS: Mapping[str, Call] = {**calls.CALLS, **_CALLS}
-WRONG: Mapping[str, list[tuple[str, Change, str]]] = {**calls.WRONG, **_WRONG}

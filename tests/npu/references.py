@@ -78,6 +78,54 @@ def format_cast(x: Tensor, acl_format: int, **_: Any) -> Tensor:
     return x.clone()
 
 
+@reference("npu::npu_weight_quant_batchmatmul")
+def weight_quant_batchmatmul(
+    x: Tensor,
+    weight: Tensor,
+    antiquant_scale: Tensor,
+    antiquant_offset: Tensor | None = None,
+    quant_scale: Tensor | None = None,
+    quant_offset: Tensor | None = None,
+    bias: Tensor | None = None,
+    antiquant_group_size: int = 0,
+) -> Tensor:
+    assert antiquant_offset is quant_scale is quant_offset is None
+    assert antiquant_group_size == 0
+    product = x.float() @ (weight.float() * antiquant_scale.float())
+    return (product if bias is None else product + bias.float()).to(x.dtype)
+
+
+@reference("npu::npu_dynamic_quant")
+def dynamic_quant(x: Tensor, **others: Any) -> tuple[Tensor, Tensor]:
+    """scale = rowMax(abs(x)) / 127, y = round(x / scale). Of zeros nothing is said: they stay so."""
+    assert not others
+    scale = x.float().abs().amax(-1) / 127
+    values = torch.where(scale[:, None] > 0, x.float() / scale[:, None], 0)
+    return values.round().clamp(-128, 127).to(torch.int8), scale
+
+
+@reference("npu::npu_quant_matmul")
+def quant_matmul(
+    x1: Tensor,
+    x2: Tensor,
+    scale: Tensor,
+    *,
+    pertoken_scale: Tensor,
+    bias: Tensor | None = None,
+    output_dtype: int,
+    **others: Any,
+) -> Tensor:
+    assert not others
+    # Exact: products of int8 add up to 32 bits.
+    sums = (x1.double() @ x2.double()).float()
+    product = sums * scale * pertoken_scale[:, None]
+    return (product if bias is None else product + bias).to(_SCALAR_TYPES[output_dtype])
+
+
+#: c10's numbers of dtypes, which is what an operation gets for one.
+_SCALAR_TYPES = {5: torch.float16, 6: torch.float32, 15: torch.bfloat16}
+
+
 @reference("npu::npu_scatter_pa_kv_cache")
 def scatter_pa_kv_cache(
     key: Tensor,

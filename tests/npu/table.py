@@ -8,7 +8,7 @@ import sys
 import torch
 
 from model.devices.npu_chips import CHIPS, torch_npu
-from tests.npu.more_calls import CALLS, WRONG
+from tests.npu.catalogue import CALLS, WRONG
 
 #: No call of its own here: the engine makes it on two ranks (check_ranks.py), and check_misuse.py wrong ones.
 ON_RANKS = "npu_mm_all_reduce_base"

@@ -22,6 +22,8 @@ from tests.npu.environment import CHIPS, ROOT
 
 SIMULATED = Path(__file__).parent / "simulated"
 
+#: Nothing is emulated, and no thread of torch_npu's calls what another has told it to, in whatever order.
+_TRACED = {"SIM_NPU_EMULATE": "", "TASK_QUEUE_ENABLE": "0"}
 #: Parts, and what their process is given beyond the chip.
 PARTS = {
     "check_operations": {},
@@ -31,8 +33,11 @@ PARTS = {
     "check_graphs": {"SIM_NPU_FLOAT32": "1"},
     "check_ranks": {"SIM_NPU_FLOAT32": "1"},
     "check_dtypes": {},
-    "check_calls": {"SIM_NPU_EMULATE": ""},
+    "check_calls": _TRACED,
     "check_doctor": {},
+    "check_int8": {},
+    "check_int8_tokens": {"SIM_NPU_FLOAT32": "1"},
+    "check_int8_calls": _TRACED,
 }
 
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,9 +64,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
 
 
-def runner_of(folder: Path) -> Runner:
+def runner_of(folder: Path, **options: Any) -> Runner:
     config = EngineConfig(
-        path=folder, device="npu", dtype="float16", random_weights=True, num_threads=1, max_num_seqs=2
+        path=folder,
+        device="npu",
+        dtype="float16",
+        random_weights=True,
+        num_threads=1,
+        max_num_seqs=2,
+        **options,
     )
     made = Runner(config, ModelConfig.load(folder), rank=0)
     made.allocate_cache(8, BLOCK)

@@ -220,7 +220,7 @@ def test_block_sizes() -> None:
 
 
 def test_a_fallback_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    npu._log_fallback.cache_clear()
+    npu_chips.log_fallback.cache_clear()
     heads, half = draw(2, 2, 16).to(WHERE), draw(2, 8).to(WHERE)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from model import LLM, SamplingParams
-from model.devices import npu, npu_attention
+from model.devices import npu_attention, npu_chips, npu_int8
 from model.devices.npu_chips import is_available, this_chip
 from tests.npu import emulation
 from tests.npu.tiny import tiny_checkpoint
 
 #: Several ranks call it (check_ranks.py).
 ON_RANKS = {"npu_mm_all_reduce_base"}
+#: Multiply by int8 weights (check_int8.py).
+INT8 = {name for names in npu_int8.OPERATIONS.values() for name in names}
 #: Are there for when the installed torch_npu lacks what is better, or for graphs (check_graphs.py).
 SPARE = {
     "910B": {
@@ -30,7 +32,7 @@ def test_the_engine_uses_what_the_chip_has(tmp_path: Path) -> None:
     """Each operation of the chip's list."""
     chip = this_chip()
     assert all(map(is_available, chip.operations))
-    assert used_by_the_engine(tmp_path) == chip.operations - ON_RANKS - SPARE[chip.name]
+    assert used_by_the_engine(tmp_path) == chip.operations - ON_RANKS - INT8 - SPARE[chip.name]
 
 
 @pytest.mark.skipif(this_chip().name != "310P", reason="the 910B's are no part of NNAL")
@@ -44,7 +46,7 @@ def test_without_nnal_the_public_operations_are_used(
         return not name.startswith("_") and installed(name)
 
     monkeypatch.setattr(npu_attention, "is_available", without)
-    npu._log_fallback.cache_clear()
+    npu_chips.log_fallback.cache_clear()
     used = used_by_the_engine(tmp_path)
     assert {"npu_incre_flash_attention", "npu_prompt_flash_attention"} <= used
     assert not any(name.startswith("_") for name in used)

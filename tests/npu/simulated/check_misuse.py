@@ -8,7 +8,7 @@ from model.devices import npu
 from model.devices.npu_chips import CHIPS, is_available, this_chip, torch_npu
 from model.errors import NpuCallError
 from tests.npu.calls import Change
-from tests.npu.more_calls import CALLS, WRONG
+from tests.npu.catalogue import CALLS, WRONG
 
 WHERE = npu.place(0)
 DTYPE = this_chip().dtypes[0]

@@ -16,11 +16,12 @@ from model.commands.options import (
     DeviceChoice,
     EngineOptions,
     JsonOption,
+    QuantizationChoice,
     parse_size,
     with_records,
 )
 from model.commands.sampling import SamplingOptions
-from model.config import AttentionMode, DeviceName, DTypeName, EngineConfig
+from model.config import AttentionMode, DeviceName, DTypeName, EngineConfig, Quantization
 from model.request import SamplingParams
 
 
@@ -33,6 +34,7 @@ def test_choices_are_the_engines() -> None:
     assert set(Attention) == set(get_args(AttentionMode))
     assert set(ComputeType) == set(get_args(DTypeName))
     assert set(DeviceChoice) == set(get_args(DeviceName))
+    assert set(QuantizationChoice) == set(get_args(Quantization))
     assert set(TemplateName) == set(BUILT_IN)
 
 
@@ -53,9 +55,10 @@ def test_a_record_becomes_options_and_comes_back() -> None:
         seen.extend([engine, sampling, as_json])
 
     words = [
-        "--attention", "flash", "--dtype", "float32", "--device", "npu", "--tp", "2", "--max-model-len",
-        "300", "--rope-scaling", "dynamic:2.0", "--block-size", "16", "--kv-cache", "2GiB", "--max-num-seqs",
-        "5", "--max-step-tokens", "64", "--no-prefix-caching", "--threads", "3", "--top-k", "4",
+        "--attention", "flash", "--dtype", "float32", "--quantization", "w8a8", "--device", "npu",
+        "--tp", "2", "--max-model-len", "300", "--rope-scaling", "dynamic:2.0", "--block-size", "16",
+        "--kv-cache", "2GiB", "--max-num-seqs", "5", "--max-step-tokens", "64", "--no-prefix-caching",
+        "--threads", "3", "--top-k", "4",
         "--stop", "a", "--stop", "b", "--seed", "1", "--json",
     ]  # fmt: skip
     result = CliRunner().invoke(app, words)
@@ -64,9 +67,9 @@ def test_a_record_becomes_options_and_comes_back() -> None:
     assert isinstance(engine, EngineOptions)
     assert isinstance(sampling, SamplingOptions)
     assert engine.config(Path("x")) == EngineConfig(
-        path=Path("x"), attention="flash", dtype="float32", device="npu", tensor_parallel_size=2,
-        max_model_len=300, rope_scaling="dynamic:2.0", block_size=16, kv_cache_bytes=2 * 2**30,
-        max_num_seqs=5, max_step_tokens=64, prefix_caching=False, num_threads=3,
+        path=Path("x"), attention="flash", dtype="float32", quantization="w8a8", device="npu",
+        tensor_parallel_size=2, max_model_len=300, rope_scaling="dynamic:2.0", block_size=16,
+        kv_cache_bytes=2 * 2**30, max_num_seqs=5, max_step_tokens=64, prefix_caching=False, num_threads=3,
     )  # fmt: skip
     assert sampling.params().stop == ("a", "b")
     assert (sampling.params().top_k, sampling.params().seed) == (4, 1)

@@ -69,6 +69,22 @@ def test_a_300i_duo_needs_both_cores_of_a_card(check: Check) -> None:
         check("npu:0,1;npu:2", chip="300i-duo")
 
 
+@pytest.mark.parametrize("scheme", ["w8a16", "w8a8"])
+def test_int8_weights_are_for_npus(check: Check, scheme: str) -> None:
+    check("npu:0,1", chip="800i-a2", quantization=scheme)
+    check("npu:0,1", quantization=scheme)
+    check("echo:0", quantization=scheme)
+    for group in ("cpu:0", "npu:0,1;cuda:0"):
+        with pytest.raises(DeviceGroupError, match=f"LONGHAUL_QUANTIZATION={scheme} is for NPUs"):
+            check(group, quantization=scheme)
+
+
+def test_a_300i_duo_keeps_activations_as_they_are(check: Check) -> None:
+    check("npu:0,1", chip="300i-duo", quantization="w8a16")
+    with pytest.raises(DeviceGroupError, match=r"300I DUO .* set LONGHAUL_QUANTIZATION to w8a16"):
+        check("npu:0,1", chip="300i-duo", quantization="w8a8")
+
+
 def test_ranks_and_ports_are_looked_at_before_anything_starts(check: Check) -> None:
     with pytest.raises(DeviceGroupError, match="2 ranks need as many CPUs"):
         check("cpu:0", tensor_parallel_size=2)
