@@ -28,7 +28,9 @@ def llm(golden: reference.Golden, device: DeviceName) -> Iterator[LLM]:
 
 @pytest.fixture
 def engine(golden: reference.Golden, device: DeviceName) -> Engine:
-    return Engine(EngineConfig(path=golden.folder, max_model_len=128, **devices.options(device)))
+    """One step after another, so that a test can count them; test_engine_overlap.py has the other way."""
+    options = devices.options(device, overlap=False)
+    return Engine(EngineConfig(path=golden.folder, max_model_len=128, **options))
 
 
 def request(name: str, prompt: list[int], params: SamplingParams = GREEDY) -> Request:
