@@ -15,6 +15,7 @@ import producer.cli
 import worker.cli
 from jobs import dialogue
 from jobs.settings import Settings
+from tests.chaos import points
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")])
@@ -70,6 +71,20 @@ def test_every_linked_file_exists(page: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text()):
         if "://" not in target:
             assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_every_promise_is_held_by_tests_that_there_are() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / "docs" / "reliability.md").read_text())
+    assert len(named) > 50
+    for path, test in named:
+        assert f"\ndef {test}" in (ROOT / path).read_text(), f"{path}::{test}"
+
+
+def test_every_kill_point_has_its_outcome() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text().partition("## Kill points")[2]
+    calls = {*points.worked(), *points.APART}
+    assert sorted(re.findall(r"^\| `([\w.]+)` \|", text, re.MULTILINE)) == sorted(calls)
+    assert f"{len(calls)} calls, {6 * len(calls)} points" in text
 
 
 def test_the_reference_lists_every_error_code() -> None:
