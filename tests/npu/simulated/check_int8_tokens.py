@@ -37,8 +37,7 @@ def tokens(completions: list[Completion]) -> list[list[int]]:
     return [list(one.token_ids) for one in completions]
 
 
-@pytest.mark.parametrize("attention", ["paged", "flash"])
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(("world", "attention"), [(1, "paged"), (1, "flash"), (2, "paged")])
 @pytest.mark.parametrize(
     "name", ["v2_gqa", *(pytest.param(name, marks=pytest.mark.shared) for name in ("v1_bias", "v3_dyn"))]
 )
