@@ -39,7 +39,7 @@ def simulate(replace: Replace) -> None:
     replace(cuda, "BACKEND", "gloo")
     replace(cuda_card, "choose", lambda _rank: WHERE)
     replace(cuda_card, "spare_bytes", lambda: 2**26)
-    replace(cuda_card, "used_bytes", lambda: 2**20)
+    replace(torch.cuda, "mem_get_info", lambda: (2**26, 2**27))
     replace(cuda_card, "multiplies_bfloat16", lambda: True)
     replace(cuda_card, "processors", lambda: PROCESSORS)
     replace(cuda_card, "Recorder", Recorder)
