@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 from jobs.errors import JobsError
 from jobs.records import JobStatus
@@ -156,6 +156,10 @@ class Fleet:
         for event in stops[self._woken :]:
             self.sleeps(event.pid)
         self._woken = len(stops)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Whoever has slept long enough goes on."""
         now = time.monotonic()
         for pid in [pid for pid, until in self._asleep.items() if until <= now]:
             del self._asleep[pid]
@@ -252,7 +256,9 @@ class Fleet:
     def arm(self, role: str, points: Sequence[str]) -> None:
         """Have the worker or engine processes suffer these, one after another."""
         with (self.folder / f"points.{role}").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            while not _locked(file):
+                self._wake()  # a process may have been suspended while it had the lock
+                time.sleep(0.01)
             file.writelines(f"{point}\n" for point in points)
 
     @property
@@ -302,6 +308,15 @@ def injected(folder: Path, constants: Mapping[str, str]) -> dict[str, str]:
         "CHAOS_FOLDER": str(folder),
         "CHAOS_CONSTANTS": " ".join(f"{name}={value}" for name, value in constants.items()),
     }
+
+
+def _locked(file: TextIO) -> bool:
+    """Whether the file's lock is ours now."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _described(status: JobStatus | None) -> str:

@@ -1,5 +1,8 @@
 """Processes that die or stand still: workers, engines, and what supervises them."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from tests.chaos.faults import FAULTS, kill_worker, steal
 from tests.chaos.injected.chaos_hooks import KILLS_WORKERS
 from tests.chaos.invariants import check, generated_twice
 from tests.chaos.work import DEADLY, Line, Work, work
+from tests.chaos.workers import send
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -101,6 +105,27 @@ def test_an_engine_ends_around_its_answers(make_fleet: MakeFleet, action: str) -
             fleet.progress(12)  # a line in too many engines that died one after another would be to blame
         fleet.finish()
         check(fleet)
+
+
+_HOLDER = """
+import fcntl, signal, sys
+signal.signal(signal.SIGCONT, lambda *_: sys.exit())
+fcntl.flock(file := open(sys.argv[1], "a"), fcntl.LOCK_EX)
+print("held", flush=True)
+signal.pause()
+"""
+
+
+def test_who_is_suspended_with_the_list_of_faults_in_hand_is_woken(make_fleet: MakeFleet) -> None:
+    with make_fleet(seed=9) as fleet:
+        command = [sys.executable, "-c", _HOLDER, str(fleet.folder / "points.worker")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            send(holder.pid, signal.SIGSTOP)
+            fleet.sleeps(holder.pid, seconds=0.2)
+            fleet.arm("worker", ["ledger.claim:before:1:kill"])
+        assert holder.returncode == 0
 
 
 @pytest.mark.parametrize("word", DEADLY)
